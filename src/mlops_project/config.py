@@ -1,0 +1,182 @@
+"""The one typed schema of `configs/`: meaning, unit, range and default of every key.
+
+`--help`, the range checks and the did-you-mean suggestions are all made from these fields.
+Hydra composes the YAML files of `configs/` and the command line onto them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[Any, ...] = (),
+    words: tuple[str, ...] = (),
+    source: str = "",
+) -> Any:
+    """A dataclass field with what a user needs to know about it.
+
+    Args:
+        default: value where neither a YAML file nor the command line gives one.
+        meaning: one sentence for `--help`.
+        unit: unit of a number, e.g. ``"degrees"``.
+        minimum: smallest number allowed; `maximum`: largest; `above`, `below`: exclusive bounds.
+        choices: the only values allowed.
+        words: words allowed beside numbers, e.g. ``("auto",)``.
+        source: publication or library a default comes from.
+    """
+    metadata = {
+        "meaning": meaning,
+        "unit": unit,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+        "choices": choices,
+        "words": words,
+        "source": source,
+    }
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ArchitectureConfig:
+    """Layers of baseline_cnn (no other model reads them)."""
+
+    conv_blocks: int = key(4, "convolution blocks, each halving the image", minimum=1, maximum=8)
+    channels: list[int] = key([32, 64, 128, 256], "output channels of each block", minimum=1)
+    classifier_hidden: int = key(128, "units of the hidden layer before the head", minimum=1)
+
+
+@dataclass
+class ModelConfig:
+    """The network, and the learning rate that suits it."""
+
+    name: str = key(
+        "baseline_cnn",
+        "which network",
+        choices=("baseline_cnn", "resnet", "efficientnet", "timm"),
+    )
+    num_classes: int = key(
+        2, "2: benign or malignant (mel, bcc, akiec); 7: the diagnoses", choices=(2, 7)
+    )
+    variant: Optional[str] = key(
+        None, "resnet: 18, 34, 50, 101; efficientnet: b0 to b4; timm: any name timm knows"
+    )
+    pretrained: Union[bool, str] = key(
+        "auto",
+        "ImageNet weights: auto takes them when they can be had within 5 s, true insists",
+        choices=("auto", True, False),
+    )
+    pretrained_path: Optional[str] = key(
+        None, "local .safetensors or .pth file with the weights to start from"
+    )
+    dropout_rate: Optional[float] = key(
+        None, "dropout before the head (none: the network's own)", minimum=0, below=1
+    )
+    learning_rate: float = key(1e-3, "learning rate, where training.learning_rate is not set", above=0)
+    weight_decay: float = key(
+        1e-2, "weight decay, where training.weight_decay is not set", minimum=0
+    )
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+
+
+@dataclass
+class DataConfig:
+    """From files to batches: where the images are, how they are split, sized and augmented."""
+
+    name: str = key("ham10000", "which data: demo generates synthetic images", choices=("ham10000", "demo"))
+    data_dir: str = key("data/ham10000", "folder with the images and the table")
+    cache: str = key("auto", "folder for decoded images (auto: data/cache)", words=("auto",))
+    image_size: Optional[int] = key(
+        None,
+        "side of the square the network sees (none: the variant's own, else 224)",
+        unit="pixels",
+        minimum=16,
+        maximum=1024,
+    )
+    crop_fraction: float = key(
+        0.875,
+        "share of the resized image's side that a crop keeps: random in training, else the centre",
+        above=0.3,
+        maximum=1,
+        source="timm's crop_pct of ResNet and EfficientNet-B0",
+    )
+    batch_size: int = key(32, "images a step", minimum=1)
+    num_workers: Union[int, str] = key(
+        "auto",
+        "processes that prepare batches (auto: none, the cache is faster without)",
+        minimum=0,
+        words=("auto",),
+    )
+    pin_memory: Union[bool, str] = key(
+        "auto", "page-locked batches, for copies to a GPU", choices=("auto", True, False)
+    )
+    persistent_workers: bool = key(False, "keep the workers between epochs")
+    val_fraction: float = key(0.15, "share of the images for validation", above=0, below=0.5)
+    test_fraction: float = key(0.15, "share of the images for the test", above=0, below=0.5)
+    subsample_percentage: float = key(
+        1.0, "fraction of the data to use (0.1 = 10 %), in whole lesions", above=0, maximum=1
+    )
+    stratified_sampling: bool = key(True, "subsampling keeps the class balance")
+    augment: bool = key(True, "augment the training images (false switches all of it off)")
+    horizontal_flip: float = key(0.5, "probability of a left-right flip", minimum=0, maximum=1)
+    vertical_flip: float = key(0.5, "probability of an up-down flip", minimum=0, maximum=1)
+    rotation_degrees: float = key(
+        15.0, "rotation by an angle from minus to plus this", unit="degrees", minimum=0, maximum=180
+    )
+    color_jitter: float = key(
+        0.1,
+        "brightness, contrast and saturation times a factor from 1 minus to 1 plus this",
+        minimum=0,
+        maximum=1,
+    )
+
+
+@dataclass
+class TrainingConfig:
+    """From a network and batches to a run."""
+
+    learning_rate: Optional[float] = key(None, "learning rate (none: the model's)", above=0)
+    weight_decay: Optional[float] = key(None, "weight decay (none: the model's)", minimum=0)
+    max_epochs: int = key(20, "passes over the training images", minimum=1)
+    early_stopping_patience: int = key(
+        10, "epochs without improvement before stopping (0: never stop)", minimum=0
+    )
+    monitor_metric: str = key("val_loss", "metric that picks the best epoch and stops early")
+    save_top_k: int = key(3, "best checkpoints to keep (0: only last.ckpt)", minimum=0)
+    limit_train_batches: Optional[int] = key(None, "training batches an epoch", minimum=1)
+    limit_val_batches: Optional[int] = key(None, "validation batches an epoch", minimum=1)
+    log_every_n_steps: int = key(10, "steps between logged losses", unit="steps", minimum=1)
+    progress_bar: str = key("rich", "progress display", choices=("rich", "tqdm", "none"))
+    accelerator: str = key("auto", "device to train on", choices=("auto", "cpu", "gpu", "mps"))
+    devices: str = key("auto", "how many devices, or auto")
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases."""
+
+    enabled: bool = key(False, "log the run to Weights & Biases")
+
+
+@dataclass
+class Config:
+    """Everything a run depends on."""
+
+    seed: int = key(42, "seed of every random choice", minimum=0, maximum=2**32 - 1)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
