@@ -82,10 +82,13 @@ class ModelConfig:
     pretrained_path: Optional[str] = key(
         None, "local .safetensors or .pth file with the weights to start from"
     )
+    init_from: Optional[str] = key(None, "checkpoint of an earlier run whose weights to start from")
     dropout_rate: Optional[float] = key(
         None, "dropout before the head (none: the network's own)", minimum=0, below=1
     )
-    learning_rate: float = key(1e-3, "learning rate, where training.learning_rate is not set", above=0)
+    learning_rate: float = key(
+        1e-3, "learning rate, where training.learning_rate is not set", above=0
+    )
     weight_decay: float = key(
         1e-2, "weight decay, where training.weight_decay is not set", minimum=0
     )
@@ -96,7 +99,9 @@ class ModelConfig:
 class DataConfig:
     """From files to batches: where the images are, how they are split, sized and augmented."""
 
-    name: str = key("ham10000", "which data: demo generates synthetic images", choices=("ham10000", "demo"))
+    name: str = key(
+        "ham10000", "which data: demo generates synthetic images", choices=("ham10000", "demo")
+    )
     data_dir: str = key("data/ham10000", "folder with the images and the table")
     cache: str = key("auto", "folder for decoded images (auto: data/cache)", words=("auto",))
     image_size: Optional[int] = key(
@@ -113,7 +118,9 @@ class DataConfig:
         maximum=1,
         source="timm's crop_pct of ResNet and EfficientNet-B0",
     )
-    batch_size: int = key(32, "images a step", minimum=1)
+    batch_size: Union[int, str] = key(
+        32, "images a step (auto: the largest that fits)", minimum=1, words=("auto",)
+    )
     num_workers: Union[int, str] = key(
         "auto",
         "processes that prepare batches (auto: none, the cache is faster without)",
@@ -142,26 +149,149 @@ class DataConfig:
         minimum=0,
         maximum=1,
     )
+    random_erasing: float = key(
+        0.0, "probability of erasing a rectangle of an image", minimum=0, maximum=1
+    )
+    randaugment: int = key(
+        0,
+        "magnitude of two random operations an image (0: off)",
+        minimum=0,
+        maximum=30,
+        source="Cubuk et al., RandAugment, NeurIPS 2020",
+    )
+    mixup: float = key(
+        0.0,
+        "alpha of the blend of two images and their labels (0: off)",
+        minimum=0,
+        source="Zhang et al., mixup, ICLR 2018",
+    )
+    cutmix: float = key(
+        0.0,
+        "alpha of the rectangle pasted from another image (0: off)",
+        minimum=0,
+        source="Yun et al., CutMix, ICCV 2019",
+    )
+    sampler: str = key(
+        "shuffle",
+        "shuffle: each image once an epoch; balanced: each class equally often",
+        choices=("shuffle", "balanced"),
+    )
+    preview: bool = key(False, "save a picture of images before and after augmentation")
 
 
 @dataclass
 class TrainingConfig:
     """From a network and batches to a run."""
 
-    learning_rate: Optional[float] = key(None, "learning rate (none: the model's)", above=0)
-    weight_decay: Optional[float] = key(None, "weight decay (none: the model's)", minimum=0)
-    max_epochs: int = key(20, "passes over the training images", minimum=1)
+    # Optimisation
+    learning_rate: Optional[Union[float, str]] = key(
+        None,
+        "learning rate of the head (none: the model's; auto: found by a range test)",
+        above=0,
+        words=("auto",),
+    )
+    weight_decay: Optional[float] = key(
+        None, "weight decay, not on norms and biases (none: the model's)", minimum=0
+    )
+    optimizer: str = key("adamw", "adamw, adam, sgd, rmsprop, lion, or any name timm knows")
+    lr_scheduler: str = key(
+        "cosine",
+        "how the learning rate changes after the warm-up",
+        choices=("none", "cosine", "reduce_on_plateau", "step", "onecycle", "polynomial"),
+    )
+    warmup_epochs: float = key(
+        0.0, "epochs over which the learning rate rises linearly", unit="epochs", minimum=0
+    )
+    min_learning_rate: float = key(0.0, "floor of the learning rate's schedule", minimum=0)
+    lr_patience: int = key(
+        5, "reduce_on_plateau: epochs without improvement it waits", unit="epochs", minimum=0
+    )
+    lr_factor: float = key(
+        0.1, "reduce_on_plateau and step: factor of each reduction", above=0, below=1
+    )
+    lr_step_epochs: int = key(10, "step: epochs between reductions", unit="epochs", minimum=1)
+    lr_power: float = key(
+        0.9, "polynomial: exponent", above=0, source="Chen et al., DeepLab, TPAMI 2018"
+    )
+    accumulate_grad_batches: int = key(1, "batches whose gradients make one step", minimum=1)
+    gradient_clip_val: Optional[float] = key(None, "largest gradient norm or value", above=0)
+    gradient_clip_algorithm: str = key(
+        "norm", "clip the norm of all gradients, or each value", choices=("norm", "value")
+    )
+    ema_decay: float = key(
+        0.0,
+        "decay a step of the weights' moving average, which is evaluated and saved (0: off)",
+        minimum=0,
+        below=1,
+    )
+
+    # Loss
+    loss: str = key("cross_entropy", "loss of an image", choices=("cross_entropy", "focal"))
+    focal_gamma: float = key(
+        2.0, "focal: focus on hard images", minimum=0, source="Lin et al., Focal Loss, ICCV 2017"
+    )
+    class_weights: str = key(
+        "none",
+        "balanced: weight the classes by the inverse of their frequency",
+        choices=("none", "balanced"),
+    )
+    label_smoothing: float = key(0.0, "share of the target spread evenly", minimum=0, below=1)
+
+    # How long, and what is kept
+    max_epochs: int = key(20, "passes over the training images", unit="epochs", minimum=1)
+    max_time: Optional[str] = key(None, "stop after this long, as DD:HH:MM:SS")
     early_stopping_patience: int = key(
-        10, "epochs without improvement before stopping (0: never stop)", minimum=0
+        10, "epochs without improvement before stopping (0: never)", unit="epochs", minimum=0
     )
     monitor_metric: str = key("val_loss", "metric that picks the best epoch and stops early")
     save_top_k: int = key(3, "best checkpoints to keep (0: only last.ckpt)", minimum=0)
+    save_last: bool = key(True, "keep last.ckpt, which a run resumes from")
+    resume_from_checkpoint: Optional[str] = key(None, "checkpoint of a run to continue")
     limit_train_batches: Optional[int] = key(None, "training batches an epoch", minimum=1)
     limit_val_batches: Optional[int] = key(None, "validation batches an epoch", minimum=1)
-    log_every_n_steps: int = key(10, "steps between logged losses", unit="steps", minimum=1)
-    progress_bar: str = key("rich", "progress display", choices=("rich", "tqdm", "none"))
+
+    # Transfer learning
+    freeze_backbone_epochs: int = key(
+        0, "epochs that train only the head", unit="epochs", minimum=0
+    )
+    unfreeze_lr_factor: float = key(
+        1.0, "learning rate of the backbone as a factor of the head's", above=0, maximum=10
+    )
+    progressive_unfreezing: bool = key(
+        False, "free the backbone's stages from the head down, at the epochs of unfreeze_schedule"
+    )
+    unfreeze_schedule: list[int] = key(
+        [5, 10, 15], "epochs that free the next stage; the last one frees the rest", minimum=1
+    )
+    layer_decay: float = key(
+        1.0, "learning rate of a stage as a factor of the next one's", above=0, maximum=1
+    )
+
+    # Device
     accelerator: str = key("auto", "device to train on", choices=("auto", "cpu", "gpu", "mps"))
     devices: str = key("auto", "how many devices, or auto")
+    strategy: str = key(
+        "auto", "how several devices share the work", choices=("auto", "ddp", "fsdp")
+    )
+    precision: str = key(
+        "32",
+        "numbers of the forward pass (16: float16 on a GPU, bfloat16 on a CPU)",
+        choices=("16", "16-mixed", "bf16", "bf16-mixed", "32", "32-true"),
+    )
+    amp_backend: str = key("native", "mixed precision is PyTorch's own", choices=("native",))
+    compile: bool = key(False, "compile the network with torch.compile")
+    enable_checkpointing: bool = key(
+        False, "recompute activations in the backward pass (gradient checkpointing): less memory"
+    )
+
+    # What is shown
+    progress_bar: str = key("rich", "progress display", choices=("rich", "tqdm", "none"))
+    log_every_n_steps: int = key(10, "steps between logged losses", unit="steps", minimum=1)
+    profiler: str = key(
+        "none",
+        "where the time goes, as a file in the run's folder",
+        choices=("none", "simple", "advanced", "pytorch"),
+    )
 
 
 @dataclass
@@ -169,6 +299,17 @@ class WandbConfig:
     """Weights & Biases."""
 
     enabled: bool = key(False, "log the run to Weights & Biases")
+    project: str = key("skin-lesion-classification", "project the run belongs to")
+    entity: Optional[str] = key(None, "user or team (none: your default)")
+    name: Optional[str] = key(None, "name of the run (none: its folder's)")
+    tags: list[str] = key([], "labels to find the run by")
+    log_model: bool = key(False, "upload the best checkpoint")
+    log_code: bool = key(False, "upload the source code")
+    watch_model: str = key(
+        "none",
+        "histograms to log",
+        choices=("none", "gradients", "parameters", "all"),
+    )
 
 
 @dataclass

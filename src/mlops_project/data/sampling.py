@@ -1,0 +1,107 @@
+"""In which order images are seen: a function of (seed, epoch) alone.
+
+Whoever knows the epoch and how many batches are done knows what comes next, so a resumed run needs
+no state of a loader, and any number of workers or processes sees the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from mlops_project.data import randomness
+
+Request = tuple[int, np.ndarray]  # (epoch, draws int64 [B]): what a dataset is asked for
+
+
+class TrainingBatches(Sampler):
+    """The batches of each training epoch.
+
+    A draw is a row number; where the balanced sampler shows an image again within an epoch, its
+    draw is row + repetition x `images`, so that each showing is augmented differently.
+
+    Args:
+        rows: rows of the table to train on, int64 [N].
+        labels: their labels, int64 [N].
+        images: rows in the whole table.
+        batch_size: images a batch and process.
+        seed: of the order.
+        balanced: show each class equally often, rare ones repeatedly; else every image once.
+        rank, world: this process and how many there are. Each batch of the one-process order with
+            batch_size x world images is dealt out to the processes in turn.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        *,
+        images: int,
+        batch_size: int,
+        seed: int,
+        balanced: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.rows, self.labels, self.images = np.asarray(rows, dtype=np.int64), labels, images
+        self.batch_size, self.seed, self.balanced = batch_size, seed, balanced
+        self.rank, self.world = rank, world
+        self.epoch = 0
+        self.done = 0  # batches of this epoch that a resumed run has behind it
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        if epoch != self.epoch:
+            self.done = 0
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._bounds())
+
+    def __iter__(self) -> Iterator[Request]:
+        order = self._order()
+        for start, stop in self._bounds()[self.done :]:
+            yield self.epoch, order[start:stop][self.rank :: self.world]
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        total, step = len(self.rows), self.batch_size * self.world
+        # Every process must take part in every step with as many images as the others.
+        total -= total % self.world
+        bounds = [(start, min(start + step, total)) for start in range(0, total, step)]
+        # Batch normalisation cannot learn from a single image; another epoch leaves out another one.
+        if len(bounds) > 1 and self.batch_size > 1:
+            start, stop = bounds[-1]
+            if stop - start == self.world:
+                bounds.pop()
+        return bounds
+
+    def _order(self) -> np.ndarray:
+        if not self.balanced:
+            return randomness.permutation(self.seed, self.epoch, self.rows)
+        draws = []
+        classes = np.unique(self.labels)
+        for i, label in enumerate(classes):
+            members = randomness.permutation(
+                self.seed, self.epoch, self.rows[self.labels == label], "class"
+            )
+            share = len(self.rows) // len(classes) + (i < len(self.rows) % len(classes))
+            repetition, position = np.divmod(np.arange(share), len(members))
+            draws.append(members[position] + repetition * self.images)
+        return randomness.permutation(self.seed, self.epoch, np.concatenate(draws))
+
+
+class EvaluationBatches(Sampler):
+    """Every row once, in order; each process takes every `world`-th batch, none twice."""
+
+    def __init__(self, rows: np.ndarray, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        starts = range(rank * batch_size, len(rows), world * batch_size)
+        self.batches = [np.asarray(rows[s : s + batch_size], dtype=np.int64) for s in starts]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Request]:
+        for batch in self.batches:
+            yield 0, batch

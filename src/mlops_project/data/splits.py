@@ -1,0 +1,103 @@
+"""Where the split is made: whole lesions, stratified by diagnosis, the same on every machine.
+
+The order in which lesions are dealt out comes from a cryptographic hash of (seed, lesion_id), so
+it depends neither on the order of the table nor on the version of any library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+
+SPLITS = ("train", "val", "test")
+UNUSED = "unused"  # rows that subsampling leaves out, or whose image cannot be read
+
+
+def _order_key(seed: int, purpose: str, name: str) -> int:
+    digest = hashlib.blake2b(f"{seed}:{purpose}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _lesions(table: pd.DataFrame, seed: int, purpose: str) -> pd.DataFrame:
+    """One row a lesion (index lesion_id): its diagnosis, number of images and hashed order."""
+    # A lesion with two diagnoses counts as its most frequent one, the alphabetically first of equals.
+    counts = table.groupby(["lesion_id", "dx"]).size().reset_index(name="images")
+    counts = counts.sort_values(["images", "dx"], ascending=[False, True])
+    lesions = counts.drop_duplicates("lesion_id").set_index("lesion_id")[["dx"]]
+    lesions["images"] = table.groupby("lesion_id").size()
+    lesions["order"] = [_order_key(seed, purpose, str(name)) for name in lesions.index]
+    return lesions.sort_values("order")
+
+
+def split_by_lesion(
+    table: pd.DataFrame, seed: int, val_fraction: float = 0.15, test_fraction: float = 0.15
+) -> np.ndarray:
+    """Assigns every image to a split, all images of a lesion to the same one.
+
+    Within a diagnosis each lesion, those with the most images first, goes to the split that has
+    the smallest share of its target so far. A split then misses its target by less than
+    the images of one lesion, and a diagnosis with three lesions or more is in all of them.
+
+    Args:
+        table: columns lesion_id and dx, one row an image.
+        seed: another seed gives another split.
+        val_fraction, test_fraction: share of each diagnosis's images; the rest is for training.
+
+    Returns:
+        "train", "val" or "test" for each row of the table, dtype object [N].
+    """
+    fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
+    lesions = _lesions(table, seed, "split")
+    assigned: dict[str, str] = {}
+    for dx, group in lesions.groupby("dx", sort=True):
+        # Equal shares go to train first where there are too few lesions for all three.
+        ties = [_order_key(seed, f"tie:{dx}", split) for split in SPLITS]
+        ties[0] = -1
+        dealt = [0, 0, 0]
+        for lesion_id, images in group.sort_values(["images", "order"], ascending=[False, True])[
+            "images"
+        ].items():
+            chosen = min(range(3), key=lambda s: (dealt[s] / fractions[s], ties[s]))
+            dealt[chosen] += int(images)
+            assigned[str(lesion_id)] = SPLITS[chosen]
+    return table["lesion_id"].map(assigned).to_numpy(dtype=object)
+
+
+def subsample(
+    table: pd.DataFrame, split: np.ndarray, fraction: float, stratified: bool, seed: int
+) -> np.ndarray:
+    """Chooses whole lesions of each split, about `fraction` of its images.
+
+    A smaller fraction chooses a subset of a larger one's lesions.
+
+    Args:
+        table: columns lesion_id and dx, one row an image.
+        split: split of each row [N].
+        fraction: in (0, 1].
+        stratified: choose within each diagnosis, at least one lesion of each; otherwise among all
+            lesions of the split, at least one.
+        seed: another seed chooses other lesions.
+
+    Returns:
+        True for each row that stays, bool [N].
+    """
+    if fraction >= 1:
+        return np.ones(len(table), dtype=bool)
+    lesions = _lesions(table, seed, "subsample")
+    lesions["split"] = pd.Series(split, index=table["lesion_id"]).groupby(level=0).first()
+    kept: set[str] = set()
+    for _, group in lesions.groupby(["split", "dx"] if stratified else ["split"]):
+        images = group["images"].to_numpy()
+        # A lesion stays when at least half of it lies below the target.
+        stays = np.cumsum(images) - images / 2 <= fraction * images.sum()
+        stays[0] = True
+        kept.update(group.index[stays])
+    return table["lesion_id"].isin(kept).to_numpy()
+
+
+def split_hash(table: pd.DataFrame, split: np.ndarray) -> str:
+    """16 hexadecimal digits that name a split: equal for equal (image_id, split) pairs in any order."""
+    lines = sorted(f"{image},{part}" for image, part in zip(table["image_id"], split, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

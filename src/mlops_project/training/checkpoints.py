@@ -1,0 +1,96 @@
+"""Checkpoints: written whole or not at all, read without executing anything.
+
+A checkpoint is Lightning's, with one more entry, `mlops_project`, that holds what is needed to use
+the model elsewhere: classes, preprocessing, settings, and which images it was trained on.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from mlops_project.errors import InputError
+from mlops_project.files import atomic_write
+
+ENTRY = "mlops_project"
+FORMAT = 1
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes a checkpoint under a temporary name, syncs and renames it."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, "wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        return load_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a checkpoint of this project onto the CPU.
+
+    Raises:
+        InputError: there is none, it is damaged, made by something else or by a newer version.
+            Nothing in it is executed: only tensors and plain containers are read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint{_near(path)}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+        UnicodeDecodeError,
+    ) as error:
+        reason = str(error).strip().splitlines()
+        short = reason[0][:120] if reason else type(error).__name__
+        raise InputError(
+            f"{path}: not a readable checkpoint: damaged, or with contents that are refused for "
+            f"safety ({short}){_near(path)}"
+        ) from error
+    entry = checkpoint.get(ENTRY) if isinstance(checkpoint, dict) else None
+    if not isinstance(entry, dict) or "state_dict" not in checkpoint:
+        raise InputError(
+            f"{path}: a file of PyTorch, but not a checkpoint of this project; "
+            "weights from elsewhere go into model.pretrained_path"
+        )
+    if entry.get("format", 0) > FORMAT:
+        raise InputError(
+            f"{path}: written by a newer version (format {entry['format']}, this one reads "
+            f"{FORMAT}); update the project"
+        )
+    return checkpoint
+
+
+def _near(path: Path) -> str:
+    others = sorted(
+        (p for p in path.parent.glob("*.ckpt") if p != path),
+        key=lambda p: p.stat().st_mtime,
+        reverse=True,
+    )
+    if not others:
+        return ""
+    return "\nCheckpoints beside it, the newest first: " + ", ".join(p.name for p in others[:3])

@@ -1,0 +1,81 @@
+"""Where a run writes: its own folder, its log and its row in the summary of all runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from mlops_project.files import atomic_write
+
+MODELS = Path("models")
+LOGS = Path("logs")
+SUMMARY = Path("reports/training_metrics.csv")
+
+
+def new_run_folder(model: str, root: Path = MODELS) -> Path:
+    """Makes `root/model/version_N` with the next free N; of runs that start together each gets its own.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    parent = root / model
+    parent.mkdir(parents=True, exist_ok=True)
+    taken = [
+        int(name.name.removeprefix("version_"))
+        for name in parent.glob("version_*")
+        if name.name.removeprefix("version_").isdigit()
+    ]
+    number = max(taken, default=-1) + 1
+    while True:
+        folder = parent / f"version_{number}"
+        try:
+            folder.mkdir()  # atomic: another run's folder of the same number raises
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def new_log_file(root: Path = LOGS, program: str = "train") -> Path:
+    """Makes an empty `root/<program>_<date>_<time>.log` that no other run writes to."""
+    root.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    number = 1
+    while True:
+        path = root / (f"{program}_{stamp}.log" if number == 1 else f"{program}_{stamp}_{number}.log")
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def table_text(rows: list[dict[str, Any]]) -> str:
+    """The rows as CSV; a column for every key of any row, in the order of first sight."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def add_to_summary(row: dict[str, Any], path: Path = SUMMARY) -> None:
+    """Adds a run's row to the summary, or replaces the row of the same `run`.
+
+    Columns that a row lacks stay empty. Runs that end together wait for each other.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / f".{path.name}.lock"):
+        rows: list[dict[str, Any]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [dict(r) for r in csv.DictReader(file) if r.get("run") != row["run"]]
+        with atomic_write(path) as file:
+            file.write(table_text([*rows, row]))

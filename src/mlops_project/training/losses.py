@@ -1,0 +1,80 @@
+"""The loss of each image; a batch's loss is their (weighted) mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class ClassificationLoss(nn.Module):
+    """Cross-entropy or focal loss, with class weights and label smoothing.
+
+    Focal loss is (1 - p)^gamma times the cross-entropy, p the probability of the target
+    (Lin et al., Focal Loss for Dense Object Detection, ICCV 2017).
+
+    Args:
+        name: "cross_entropy" or "focal".
+        class_weights: float [K], or None for equal weights.
+        label_smoothing: share of the target spread evenly over the classes.
+        focal_gamma: gamma of the focal loss.
+    """
+
+    class_weights: torch.Tensor | None
+
+    def __init__(
+        self,
+        name: str = "cross_entropy",
+        *,
+        class_weights: np.ndarray | None = None,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.name, self.label_smoothing, self.focal_gamma = name, label_smoothing, focal_gamma
+        weights = None if class_weights is None else torch.tensor(class_weights).float()
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(
+        self, logits: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses and weights of a batch.
+
+        Args:
+            logits: float [B, K].
+            targets: class indices int64 [B], or class shares float [B, K] after mixing.
+
+        Returns:
+            Weighted loss of each image [B] and its weight [B], both float32; the batch's loss is
+            the sum of the first over the sum of the second.
+        """
+        log_p = F.log_softmax(logits.float(), dim=1)
+        classes = log_p.shape[1]
+        shares = F.one_hot(targets, classes).to(log_p) if targets.ndim == 1 else targets.to(log_p)
+        if self.class_weights is None:
+            weights = torch.ones_like(log_p[:, 0])
+        else:
+            weights = shares @ self.class_weights
+        smooth = shares * (1 - self.label_smoothing) + self.label_smoothing / classes
+        terms = -smooth * log_p
+        if self.name == "focal":
+            terms = terms * (1 - log_p.exp()) ** self.focal_gamma
+        return weights * terms.sum(dim=1), weights
+
+
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """N / (K n_k) for each class k, as scikit-learn's "balanced"; 0 for a class with no image.
+
+    Args:
+        labels: int64 [N].
+        num_classes: K.
+
+    Returns:
+        float64 [K].
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    present = counts > 0
+    weights = np.zeros(num_classes)
+    weights[present] = len(labels) / (present.sum() * counts[present])
+    return weights

@@ -1,0 +1,173 @@
+"""The optimizer, its parameter groups, and the learning rate at each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from mlops_project.config import TrainingConfig
+from mlops_project.errors import InputError
+
+# OneCycle's shape: Smith and Topin, Super-Convergence, 2018; the values are those of PyTorch's OneCycleLR.
+ONECYCLE_WARMUP = 0.3
+ONECYCLE_START = 1 / 25
+ONECYCLE_END = 1e-4 / 25
+
+
+def check_optimizer(name: str) -> None:
+    """Raises InputError, naming close matches, for an optimizer that timm does not know."""
+    import difflib
+
+    from timm.optim import list_optimizers
+
+    known = list_optimizers()
+    if name.lower() not in known:
+        near = difflib.get_close_matches(name.lower(), known, 3, 0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "adamw is a good choice"
+        raise InputError(
+            f"training.optimizer={name}: no such optimizer; {hint}\n"
+            "Known: adamw, adam, sgd, rmsprop, lion and all of timm.optim.list_optimizers()."
+        )
+
+
+def parameter_groups(
+    stages: Iterable[Iterable[nn.Parameter]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    backbone_factor: float = 1.0,
+    layer_decay: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Groups with a learning rate for each stage, and no weight decay on norms and biases.
+
+    Args:
+        stages: the parameters, the head first, then the backbone from its last stage to the stem.
+        learning_rate: of the head.
+        weight_decay: of the weights with two or more dimensions; the others have none.
+        backbone_factor: learning rate of the backbone as a factor of the head's.
+        layer_decay: learning rate of a stage as a factor of the one above it.
+
+    Returns:
+        Dicts for a torch optimizer; equal settings share a group, the head's is the first.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for depth, stage in enumerate(stages):
+        factor = (backbone_factor if depth else 1.0) * layer_decay**depth
+        for parameter in stage:
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            group = groups.setdefault(
+                (factor, decay),
+                {"params": [], "lr": learning_rate * factor, "weight_decay": decay},
+            )
+            group["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer timm makes of that name, with its defaults for all but rate and decay."""
+    from timm.optim import create_optimizer_v2
+
+    return create_optimizer_v2(groups, opt=name.lower(), lr=groups[0]["lr"], weight_decay=0.0)
+
+
+class Schedule(LRScheduler):
+    """The learning rate of each optimizer step, a formula of the step's number.
+
+    With t the number of steps done, W = `warmup_epochs` in steps and T all steps, the rate of
+    each group is its own rate times f(t):
+
+    - warm-up, t < W: f = (t + 1) / W;
+    - with p = (t - W) / (T - W), from 0 to 1, and m = min_learning_rate / learning_rate:
+      none: 1; cosine: m + (1 - m) (1 + cos πp) / 2; polynomial: m + (1 - m) (1 - p)^lr_power;
+      step: max(m, lr_factor^⌊epoch / lr_step_epochs⌋), epoch = t / steps an epoch;
+    - reduce_on_plateau: max(m, lr_factor^k), k counting the times that the monitored metric went
+      more than lr_patience epochs without improving (by a relative 1e-4, as in PyTorch);
+    - onecycle: a cosine rise from 1/25 to 1 over the warm-up, 30 % of the steps where
+      `warmup_epochs` is 0, then a cosine fall to 4e-6.
+
+    Args:
+        optimizer: its groups hold their full rates.
+        settings: the schedule's name and numbers.
+        learning_rate: the head's rate, which min_learning_rate is compared with.
+        steps_per_epoch: optimizer steps an epoch.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainingConfig,
+        learning_rate: float,
+        steps_per_epoch: int,
+    ) -> None:
+        self.name = settings.lr_scheduler
+        self.steps_per_epoch = steps_per_epoch
+        self.total = steps_per_epoch * settings.max_epochs
+        self.warmup = round(settings.warmup_epochs * steps_per_epoch)
+        if self.name == "onecycle" and self.warmup == 0:
+            self.warmup = round(ONECYCLE_WARMUP * self.total)
+        self.floor = min(1.0, settings.min_learning_rate / learning_rate)
+        self.factor, self.power = settings.lr_factor, settings.lr_power
+        self.step_epochs, self.patience = settings.lr_step_epochs, settings.lr_patience
+        self.elapsed = 0.0  # share of training.max_time used: the schedule ends with the earlier of both
+        self.reductions, self.bad_epochs, self.best = 0, 0, math.inf
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        """The rate of each group at the present step; called by `step`."""
+        factor = self.multiplier(self.last_epoch)
+        return [rate * factor for rate in self.base_lrs]
+
+    def multiplier(self, t: int) -> float:
+        """f(t) of the class's formula."""
+        if t < self.warmup:
+            rise = (t + 1) / self.warmup
+            if self.name == "onecycle":
+                return ONECYCLE_START + (1 - ONECYCLE_START) * (1 - math.cos(math.pi * rise)) / 2
+            return rise
+        p = (t - self.warmup) / max(1, self.total - self.warmup)
+        p = min(1.0, max(p, self.elapsed))
+        m = self.floor
+        if self.name == "cosine":
+            return m + (1 - m) * (1 + math.cos(math.pi * p)) / 2
+        if self.name == "polynomial":
+            return m + (1 - m) * (1 - p) ** self.power
+        if self.name == "step":
+            return max(m, self.factor ** (t // self.steps_per_epoch // self.step_epochs))
+        if self.name == "reduce_on_plateau":
+            return max(m, self.factor**self.reductions)
+        if self.name == "onecycle":
+            return ONECYCLE_END + (1 - ONECYCLE_END) * (1 + math.cos(math.pi * p)) / 2
+        return 1.0
+
+    def observe(self, value: float, mode: str) -> None:
+        """Takes note of the monitored metric at the end of an epoch (for reduce_on_plateau).
+
+        Args:
+            value: of the metric; `mode`: "min" where smaller is better, else "max".
+        """
+        if self.name != "reduce_on_plateau":
+            return
+        loss = value if mode == "min" else -value
+        if self.best == math.inf or loss < self.best - 1e-4 * abs(self.best):
+            self.best, self.bad_epochs = loss, 0
+            return
+        self.bad_epochs += 1
+        if self.bad_epochs > self.patience:
+            self.reductions, self.bad_epochs = self.reductions + 1, 0
+            for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+                group["lr"] = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Only what changes in a run: a resumed run may have been given more epochs."""
+        names = ("last_epoch", "_step_count", "reductions", "bad_epochs", "best", "elapsed")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues from `state_dict`, with the rates of this run's settings."""
+        self.__dict__.update(state_dict)
+        self._last_lr = self.get_lr()

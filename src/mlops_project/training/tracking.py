@@ -1,0 +1,220 @@
+"""What a run tells: metrics of each epoch, the table and curves in its folder, the console."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from mlops_project.errors import InputError
+from mlops_project.files import atomic_write
+from mlops_project.metrics import NAMES, classification_metrics
+from mlops_project.training.folders import table_text
+
+log = logging.getLogger("mlops_project")
+
+MONITORABLE = tuple(f"{split}_{name}" for split in ("val", "train") for name in ("loss", *NAMES))
+
+
+def monitor_mode(metric: str) -> str:
+    """Whether a smaller or a larger value of a metric is better: "min" or "max".
+
+    Raises:
+        InputError: no such metric is logged.
+    """
+    if metric not in MONITORABLE:
+        raise InputError(
+            f"training.monitor_metric={metric}: no such metric\nKnown: {', '.join(MONITORABLE)}"
+        )
+    return "min" if metric.endswith("_loss") else "max"
+
+
+class EpochMetrics(Callback):
+    """Collects the predictions of an epoch and logs its metrics.
+
+    Nothing is computed, and the device not waited for, within a step. The predictions of all
+    processes are gathered and sorted by image, so that the number of processes does not matter.
+    """
+
+    def __init__(self) -> None:
+        self.outputs: dict[str, list[dict[str, torch.Tensor]]] = {}
+        self.latest: dict[str, float] = {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish("train", trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish("val", trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish("test", trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self._collect("train", outputs)
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self._collect("val", outputs)
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self._collect("test", outputs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch so far, so that a resumed epoch's metrics cover all of it."""
+        train = self.outputs.get("train", [])
+        joined = {name: torch.cat([o[name] for o in train]) for name in train[0]} if train else {}
+        return {"train": joined, "latest": dict(self.latest)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.outputs["train"] = [state_dict["train"]] if state_dict["train"] else []
+        self.latest = dict(state_dict["latest"])
+
+    def _collect(self, split: str, outputs: dict[str, torch.Tensor]) -> None:
+        kept = {name: value for name, value in outputs.items() if name != "loss"}
+        self.outputs.setdefault(split, []).append(kept)
+
+    def _finish(self, split: str, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        outputs = self.outputs.pop(split, [])
+        if not outputs:
+            return
+        joined = {n: _gather(torch.cat([o[n].to(module.device) for o in outputs])) for n in outputs[0]}
+        order = np.argsort(joined["rows"], kind="stable")
+        labels, probabilities = joined["labels"][order], joined["probabilities"][order]
+        losses = joined["losses"][order].astype(np.float64)
+        weights = joined["weights"][order].astype(np.float64)
+        values = {"loss": float(losses.sum() / weights.sum())}
+        values |= classification_metrics(labels, probabilities)
+        named = {f"{split}_{name}": value for name, value in values.items()}
+        self.latest |= named
+        module.log_dict(named)
+
+
+def _gather(values: torch.Tensor) -> np.ndarray:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torchmetrics.utilities.distributed import gather_all_tensors
+
+        values = torch.cat(gather_all_tensors(values))
+    return values.cpu().numpy()
+
+
+class EpochTable(Callback):
+    """Keeps a row of metrics for each epoch: in metrics.csv, on the console and in checkpoints.
+
+    The rows are part of the callback's state, so that a resumed run's table has no gap and no
+    double. They hold nothing that depends on the clock.
+
+    Args:
+        folder: the run's folder.
+        metrics: whose latest values make the row.
+    """
+
+    def __init__(self, folder: Path | None, metrics: EpochMetrics, monitor: str) -> None:
+        self.folder, self.metrics, self.monitor = folder, metrics, monitor
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        row: dict[str, Any] = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        row |= {n: v for n, v in self.metrics.latest.items() if not n.startswith("test_")}
+        self.rows.append(row)
+        self._write()
+        if trainer.is_global_zero:
+            shown = dict.fromkeys(
+                ("train_loss", "val_loss", "val_balanced_accuracy", "val_auroc", self.monitor)
+            )
+            text = "  ".join(f"{name} {row[name]:.4f}" for name in shown if name in row)
+            log.info("epoch %d/%s  %s", row["epoch"] + 1, trainer.max_epochs, text)
+
+    def best(self) -> dict[str, Any]:
+        """The row of the epoch with the best monitored metric; empty before the first epoch."""
+        sign = 1 if monitor_mode(self.monitor) == "min" else -1
+        rows = [r for r in self.rows if math.isfinite(r.get(self.monitor, math.nan))]
+        return min(rows, key=lambda r: sign * r[self.monitor], default={})
+
+    @rank_zero_only
+    def _write(self) -> None:
+        if self.folder is not None:
+            with atomic_write(self.folder / "metrics.csv") as file:
+                file.write(table_text(self.rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [dict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [dict(row) for row in state_dict["rows"]]
+        self._write()
+
+
+def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Draws loss, balanced accuracy and AUROC over the epochs as a PNG picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    epochs = [row["epoch"] + 1 for row in rows]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for axis, name in zip(axes, ("loss", "balanced_accuracy", "auroc"), strict=True):
+        for split, label in (("train", "training"), ("val", "validation")):
+            values = [row.get(f"{split}_{name}", math.nan) for row in rows]
+            axis.plot(epochs, values, marker="o", markersize=3, label=label)
+        axis.set(xlabel="epoch", title=name.replace("_", " ").replace("auroc", "AUROC"))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)
+
+
+def start_logging(path: Path | None) -> None:
+    """Sends the project's log to the console and, with the times, to a file.
+
+    Args:
+        path: the log file; None on processes other than the first, which stay silent.
+    """
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    # Lightning's remarks on devices and its tips are not about this run.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.captureWarnings(True)
+    warnings_log = logging.getLogger("py.warnings")
+    warnings_log.propagate = False
+    warnings_log.handlers.clear()
+    if path is None:
+        log.addHandler(logging.NullHandler())
+        warnings_log.addHandler(logging.NullHandler())
+        return
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(file)
+    warnings_log.addHandler(file)
+    console: logging.Handler = logging.StreamHandler(sys.stdout)
+    if sys.stdout.isatty():
+        from rich.logging import RichHandler
+
+        console = RichHandler(show_time=False, show_path=False, show_level=False)
+    console.setFormatter(_ConsoleFormatter())
+    log.addHandler(console)
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """The message alone, with its level where it is a warning or worse."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
