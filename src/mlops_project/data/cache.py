@@ -1,0 +1,292 @@
+"""Every image decoded once: a memory-mapped array of uint8 pixels on the disk.
+
+A cache is a folder whose name is a hash of everything that shaped its pixels, with `images.u8`
+(uint8 [N, 3, side, side], a sparse file) and `rows.u32` (a flag and a CRC-32 for each row). A row
+is flagged after its pixels are written, so a build that was killed goes on where it stopped; on
+opening, the rows in use are compared with their checksums, and those that differ decoded again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from mlops_project.data.decode import UnreadableImage, decode
+from mlops_project.data.sources import read_bytes
+from mlops_project.errors import InputError, ProjectError
+from mlops_project.files import atomic_write
+
+log = logging.getLogger("mlops_project")
+
+FORMAT = 1  # of the files and of the pixels `decode` makes: a change of either needs a new number
+DONE = 1
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass
+class ImageCache:
+    """Decoded images.
+
+    Attributes:
+        images: uint8 [N, 3, side, side], read-only; rows that were not asked for may be empty.
+        unreadable: reason for each row asked for whose image cannot be used.
+        path: the cache's folder.
+    """
+
+    images: np.ndarray
+    unreadable: dict[int, str]
+    path: Path
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that receives it maps the file anew, instead of receiving the pixels.
+        return {**self.__dict__, "images": self.images.shape}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.images = _map(self.path, state["images"])
+
+
+def open_cache(
+    table: pd.DataFrame,
+    rows: np.ndarray,
+    side: int,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> ImageCache:
+    """Opens the cache of these images, and decodes what it lacks.
+
+    Processes that open the same cache at once wait for the one that builds it.
+
+    Args:
+        table: a source's table.
+        rows: which of its rows are needed, int64.
+        side: of the decoded squares, pixels.
+        folder: where caches lie; the user's cache folder takes its place where it is read-only.
+        workers: threads that decode (None: one for each core).
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        InputError: none of the images can be read.
+        ProjectError: the disk is full.
+    """
+    folder = _writable(Path(folder))
+    names = _fingerprint(table, side)
+    path = folder / names[:16]
+    shape = (len(table), 3, side, side)
+    rows = np.unique(np.asarray(rows, dtype=np.int64))
+    try:
+        with _locked(folder / f"{path.name}.lock"):
+            _prepare(path, shape, table, side)
+            lacking = _lacking(path, shape, rows)
+            unreadable = _build(path, shape, table, lacking, workers, progress)
+    except OSError as error:
+        if error.errno in FULL:
+            raise _no_space(path, len(rows) * side * side * 3) from error
+        raise
+    if len(unreadable) == len(rows) > 0:
+        row, reason = next(iter(unreadable.items()))
+        raise InputError(
+            f"none of the {len(rows)} images can be read; the first, "
+            f"{table['image_id'].iloc[row]}: {reason}"
+        )
+    return ImageCache(_map(path, shape), unreadable, path)
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    return np.memmap(path / "images.u8", dtype=np.uint8, mode="r", shape=shape)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        if error.errno in FULL:
+            raise _no_space(folder, 0) from error
+        if error.errno not in READ_ONLY:
+            raise
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        other = Path(base) / "mlops_project"
+        log.warning("%s is read-only: decoded images are kept in %s", folder, other)
+        other.mkdir(parents=True, exist_ok=True)
+        return other
+    return folder
+
+
+def _fingerprint(table: pd.DataFrame, side: int) -> str:
+    """A hash of the decoder, the size and each file's name, size and time (in a zip: CRC-32)."""
+    directories: dict[str, dict[str, tuple[int, int]]] = {}
+    digest = hashlib.sha256(f"{FORMAT}:{side}".encode())
+    for image_id, path, member in zip(
+        table["image_id"], table["path"], table["member"], strict=True
+    ):
+        if member:
+            if path not in directories:
+                with zipfile.ZipFile(path) as archive:
+                    directories[path] = {
+                        i.filename: (i.file_size, i.CRC) for i in archive.infolist()
+                    }
+            facts = directories[path][member]
+        else:
+            status = os.stat(path)
+            facts = (status.st_size, status.st_mtime_ns)
+        digest.update(f"{image_id}\0{facts}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.1)
+    except Timeout:
+        log.info("another process is decoding these images: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _prepare(path: Path, shape: tuple[int, ...], table: pd.DataFrame, side: int) -> None:
+    """Makes the cache's files, or makes them anew where their size is wrong."""
+    path.mkdir(parents=True, exist_ok=True)
+    sizes = {"images.u8": int(np.prod(shape)), "rows.u32": shape[0] * 8}
+    whole = all(
+        (path / name).is_file() and (path / name).stat().st_size == size
+        for name, size in sizes.items()
+    )
+    if whole:
+        return
+    for name, size in sizes.items():
+        (path / name).unlink(missing_ok=True)
+        with (path / name).open("wb") as file:
+            file.truncate(size)
+    with atomic_write(path / "meta.json") as file:
+        first = table["path"].iloc[0]
+        facts = {"format": FORMAT, "images": shape[0], "side": side, "first_image": str(first)}
+        json.dump(facts, file, indent=2)
+
+
+def _lacking(path: Path, shape: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
+    """Those of the rows that are not there, or not as they were written."""
+    records = np.fromfile(path / "rows.u32", dtype="<u4").reshape(-1, 2)
+    flagged = rows[records[rows, 0] == DONE]
+    images = _map(path, shape)
+
+    def damaged(chunk: np.ndarray) -> list[int]:
+        return [int(row) for row in chunk if zlib.crc32(images[row]) != records[row, 1]]
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        chunks = np.array_split(flagged, max(1, len(flagged) // 64))
+        bad = [row for found in pool.map(damaged, chunks) for row in found]
+    if bad:
+        log.warning("%d decoded images were damaged on the disk: decoding them again", len(bad))
+    return np.concatenate([np.setdiff1d(rows, flagged), np.array(bad, dtype=np.int64)])
+
+
+def _build(
+    path: Path,
+    shape: tuple[int, ...],
+    table: pd.DataFrame,
+    rows: np.ndarray,
+    workers: int | None,
+    progress: bool,
+) -> dict[int, str]:
+    """Decodes rows into the cache; the reasons of those that cannot be."""
+    import torch
+
+    if len(rows) == 0:
+        return {}
+    side = shape[-1]
+    needed = len(rows) * 3 * side * side
+    if shutil.disk_usage(path).free < needed * 1.02:
+        raise _no_space(path, needed)
+    paths, members = table["path"].to_numpy(), table["member"].to_numpy()
+    pixels_file = os.open(path / "images.u8", os.O_WRONLY)
+    records_file = os.open(path / "rows.u32", os.O_WRONLY)
+
+    def store(row: int) -> tuple[int, str | None]:
+        try:
+            pixels = decode(read_bytes(paths[row], members[row]), side)
+        except UnreadableImage as error:
+            return row, str(error)
+        except (OSError, ValueError) as error:
+            return row, str(error).splitlines()[0][:120]
+        _write_all(pixels_file, pixels.tobytes(), row * pixels.nbytes)
+        # Written after the pixels: what is flagged is there, even if the process is killed now.
+        record = np.array([DONE, zlib.crc32(pixels)], dtype="<u4")
+        _write_all(records_file, record.tobytes(), row * 8)
+        return row, None
+
+    # Decoding uses a thread for each image; torch's own threads on top would only get in the way.
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        workers or os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)
+    )
+    unreadable: dict[int, str] = {}
+    try:
+        for row, reason in _shown(pool.map(store, rows.tolist()), len(rows), progress):
+            if reason is not None:
+                unreadable[row] = reason
+        os.fsync(pixels_file)
+        os.fsync(records_file)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
+        os.close(pixels_file)
+        os.close(records_file)
+    return unreadable
+
+
+def _write_all(file: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _shown(results: Iterable[Any], total: int, progress: bool) -> Iterator[Any]:
+    """Passes the results on, with a progress bar on a terminal and a line elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not progress or not console.is_terminal:
+        if total > 500:
+            log.info("decoding %d images", total)
+        yield from results
+        return
+    columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield from bar.track(results, total=total)
+
+
+def _no_space(path: Path, needed: int) -> ProjectError:
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    return ProjectError(
+        f"{path}: the disk is full: decoded images need {needed / 2**20:.0f} MiB, "
+        f"{free / 2**20:.0f} MiB are free\nMake room, or name a folder on another disk: data.cache=FOLDER"
+    )

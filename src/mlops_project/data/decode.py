@@ -1,0 +1,167 @@
+"""From the bytes of an image file to a square of pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from functools import cache
+
+import numpy as np
+
+# Larger than any camera's picture; what claims to be larger is a decompression bomb.
+MAX_PIXELS = 200_000_000
+
+
+class UnreadableImage(ValueError):
+    """The bytes are not an image that can be used; the text is the reason, one line."""
+
+
+def decode(data: bytes, side: int) -> np.ndarray:
+    """Decodes an image, cuts out the central square and scales it.
+
+    The result is that of Pillow's and torchvision's antialiased bilinear resize. Greyscale,
+    palette, CMYK, 16-bit and transparent images are converted (transparent parts become black,
+    like the rim of a dermatoscope); the orientation noted by a camera is applied.
+
+    Args:
+        data: a file in any format Pillow reads.
+        side: of the result, pixels.
+
+    Returns:
+        RGB, uint8 [3, side, side].
+
+    Raises:
+        UnreadableImage: empty, truncated, damaged, too large or of an unknown format.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    if not data:
+        raise UnreadableImage("the file is empty")
+    pixels = _decode_plain_jpeg(data) if data[:2] == b"\xff\xd8" else None
+    if pixels is None:
+        pixels = torch.from_numpy(_decode_with_pillow(data)).permute(2, 0, 1)
+    height, width = pixels.shape[1:]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    square = pixels[None, :, top : top + short, left : left + short]
+    if short != side:
+        # The kernel for uint8 is fastest with the channels last.
+        square = interpolate(
+            square.contiguous(memory_format=torch.channels_last),
+            size=(side, side),
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
+        )
+    return square[0].contiguous().numpy()
+
+
+@cache
+def _torchvision_decoder():
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return lambda data: decode_jpeg(data, mode=ImageReadMode.RGB)
+
+
+def _decode_plain_jpeg(data: bytes):
+    """Pixels uint8 [3, H, W] of a whole, upright JPEG with three components, else None."""
+    import torch
+
+    header = _jpeg_header(data)
+    if header is None or not data.rstrip(b"\0\r\n").endswith(b"\xff\xd9"):
+        return None
+    height, width, components, oriented = header
+    if components != 3 or oriented or height * width > MAX_PIXELS or height * width == 0:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the buffer is read-only, and only read
+        buffer = torch.frombuffer(data, dtype=torch.uint8)
+    try:
+        return _torchvision_decoder()(buffer)
+    except RuntimeError:
+        return None  # Pillow finds words for it
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, int, bool] | None:
+    """(height, width, components, turned by a camera) from the markers before the pixels."""
+    position, oriented = 2, False
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            return None
+        marker = data[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        (length,) = struct.unpack_from(">H", data, position + 2)
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if position + 10 > len(data) or data[position + 4] != 8:
+                return None
+            height, width, components = struct.unpack_from(">HHB", data, position + 5)
+            return height, width, components, oriented
+        if marker in (0xE1, 0xEE):  # Exif, or Adobe's colour transform: left to Pillow
+            segment = data[position + 4 : position + 2 + length]
+            oriented |= segment.startswith(b"Exif") and _is_turned(data)
+            oriented |= segment.startswith(b"Adobe") and len(segment) > 11 and segment[11] == 0
+        if marker == 0xDA or length < 2:
+            return None
+        position += 2 + length
+    return None
+
+
+def _is_turned(data: bytes) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.getexif().get(0x0112, 1) != 1
+    except Exception:  # a damaged note: Pillow's own path decides about the image
+        return True
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    """RGB uint8 [H, W, 3]."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UnreadableImage(
+                        f"{image.width} × {image.height} pixels, more than {MAX_PIXELS:,}"
+                    )
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except UnreadableImage:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableImage("not an image of a known format") from error
+    except MemoryError as error:
+        raise UnreadableImage("too large for the memory") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes
+        reason = str(error).strip().splitlines()
+        raise UnreadableImage(reason[0][:120] if reason else type(error).__name__) from error
+
+
+def _to_rgb(image) -> np.ndarray:
+    from PIL import Image
+
+    if min(image.size) < 1:
+        raise UnreadableImage("it has no pixels")
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise UnreadableImage("it has values that are not finite")
+        # 16 bits a pixel use the whole range; floating point is on the scale from 0 to 1 or 255.
+        if image.mode == "F":
+            values = values * 255 if values.max() <= 1 else values
+        elif image.mode.startswith("I;16") or values.max() > 255:
+            values = values / 257
+        grey = values.round().clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,55 @@
+"""The seven diagnoses of HAM10000, and the classes a model tells apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from mlops_project.errors import InputError
+
+# Tschandl, Rosendahl, Kittler, The HAM10000 dataset, Sci. Data 5:180161 (2018); alphabetical.
+DIAGNOSES = {
+    "akiec": "actinic keratosis or intraepithelial carcinoma",
+    "bcc": "basal cell carcinoma",
+    "bkl": "benign keratosis-like lesion",
+    "df": "dermatofibroma",
+    "mel": "melanoma",
+    "nv": "melanocytic nevus",
+    "vasc": "vascular lesion",
+}
+MALIGNANT = frozenset({"akiec", "bcc", "mel"})
+
+
+def class_names(num_classes: int) -> tuple[str, ...]:
+    """("benign", "malignant") for 2 classes, the diagnoses in alphabetical order for 7."""
+    return ("benign", "malignant") if num_classes == 2 else tuple(DIAGNOSES)
+
+
+def unknown_diagnoses(dx: Iterable[str]) -> dict[str, int]:
+    """How often each text that is none of the seven diagnoses occurs."""
+    counts: dict[str, int] = {}
+    for name in dx:
+        if name not in DIAGNOSES:
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def labels(dx: Iterable[str], num_classes: int) -> np.ndarray:
+    """Class index of each diagnosis, int64 [N].
+
+    Raises:
+        InputError: a diagnosis is none of the seven.
+    """
+    names = list(dx)
+    unknown = unknown_diagnoses(names)
+    if unknown:
+        listed = ", ".join(f"{name or '(empty)'!r} ({n})" for name, n in list(unknown.items())[:5])
+        raise InputError(
+            f"{sum(unknown.values())} images have an unknown diagnosis: {listed}\n"
+            f"Known: {', '.join(DIAGNOSES)}. Correct or remove these rows of the table."
+        )
+    if num_classes == 2:
+        return np.array([name in MALIGNANT for name in names], dtype=np.int64)
+    index = {name: i for i, name in enumerate(DIAGNOSES)}
+    return np.array([index[name] for name in names], dtype=np.int64)
