@@ -1,0 +1,145 @@
+"""Builds the network that the settings describe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mlops_project.config import ModelConfig
+from mlops_project.errors import InputError
+from mlops_project.models.baseline_cnn import BaselineCNN
+from mlops_project.models.variants import check_model_settings, find_variant
+from mlops_project.models.weights import load_file
+
+# Mean and standard deviation of ImageNet's channels on the scale from 0 to 1, as torchvision and
+# timm have them.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class BuiltModel:
+    """A network and what must be known to feed it.
+
+    Attributes:
+        network: normalised float images [B, 3, S, S] to logits [B, K].
+        weights: which weights it starts from, in words.
+        mean, std: of the channels, on the scale from 0 to 1, that it expects.
+    """
+
+    network: nn.Module
+    weights: str
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+def build_model(settings: ModelConfig, image_size: int, *, load_weights: bool = True) -> BuiltModel:
+    """Builds a network; its random start is drawn from torch's generator.
+
+    Args:
+        settings: which one, and its weights.
+        image_size: side of the images, pixels.
+        load_weights: False leaves all weights random, for a checkpoint to fill in.
+
+    Raises:
+        InputError: settings that do not go together, or a file of weights that cannot be used.
+        ProjectError: model.pretrained=true, and the weights cannot be fetched.
+    """
+    check_model_settings(settings)
+    if settings.name == "baseline_cnn":
+        built = _build_baseline(settings, image_size)
+    else:
+        from mlops_project.models import timm_models
+
+        variant = find_variant(settings)
+        dropout = settings.dropout_rate
+        if dropout is None and variant is not None:
+            dropout = variant.dropout
+        from_file = settings.pretrained_path or settings.init_from
+        network, weights = timm_models.create(
+            variant.timm_name if variant else str(settings.variant),
+            num_classes=settings.num_classes,
+            image_size=image_size,
+            dropout=dropout,
+            pretrained=settings.pretrained if load_weights and not from_file else False,
+        )
+        expected = getattr(network, "pretrained_cfg", {})
+        built = BuiltModel(
+            network,
+            weights,
+            tuple(expected.get("mean") or IMAGENET_MEAN),
+            tuple(expected.get("std") or IMAGENET_STD),
+        )
+    if load_weights:
+        for path in (settings.pretrained_path, settings.init_from):
+            if path:
+                built.weights = load_file(built.network, path)
+    return built
+
+
+def _build_baseline(settings: ModelConfig, image_size: int) -> BuiltModel:
+    channels = settings.architecture.channels
+    if image_size < 2 ** len(channels):
+        raise InputError(
+            f"data.image_size={image_size}: too small for {len(channels)} blocks, each of which "
+            f"halves it; at least {2 ** len(channels)}, or fewer model.architecture.conv_blocks"
+        )
+    network = BaselineCNN(
+        settings.num_classes,
+        channels,
+        settings.architecture.classifier_hidden,
+        0.5 if settings.dropout_rate is None else settings.dropout_rate,
+    )
+    return BuiltModel(network, "random")
+
+
+def head(network: nn.Module) -> nn.Module:
+    """The last, classifying layer."""
+    if isinstance(network, BaselineCNN):
+        return network.head
+    return network.get_classifier()  # type: ignore[operator]  # every classifier of timm has it
+
+
+def stages(network: nn.Module) -> list[list[nn.Parameter]]:
+    """All parameters in stages: the head, then the backbone from its last stage down to the stem.
+
+    timm's networks name their own stages (`group_matcher`); a block is one of baseline_cnn's.
+    """
+    named = dict(network.named_parameters())
+    heads = head(network)
+    modules = heads if isinstance(heads, (tuple, list)) else (heads,)
+    in_head = {id(p) for module in modules for p in module.parameters()}
+    top = [p for p in named.values() if id(p) in in_head]
+    if isinstance(network, BaselineCNN):
+        parts: list[nn.Module] = [network.hidden, *reversed(network.blocks)]
+        backbone = [list(part.parameters()) for part in parts]
+    else:
+        from timm.models import group_parameters
+
+        matcher = network.group_matcher(coarse=True)  # type: ignore[operator]
+        order: dict[str, float] = group_parameters(network, matcher, reverse=True)
+        depths = sorted(set(order.values()), reverse=True)
+        backbone = [
+            [p for n, p in named.items() if order[n] == depth and id(p) not in in_head]
+            for depth in depths
+        ]
+    return [stage for stage in (top, *backbone) if stage]
+
+
+def freeze(network: nn.Module, frozen: list[nn.Parameter]) -> None:
+    """Fixes these parameters, and the statistics of the norms they belong to; frees all others."""
+    fixed = {id(p) for p in frozen}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) not in fixed)
+    for module in network.modules():
+        own = list(module.parameters(recurse=False))
+        if own and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(network.training and not all(id(p) in fixed for p in own))
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of learned weights."""
+    return sum(p.numel() for p in network.parameters())
+
+

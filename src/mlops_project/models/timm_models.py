@@ -1,0 +1,106 @@
+"""Networks that timm builds, with ImageNet weights where they can be had."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from typing import Any
+
+from torch import nn
+
+from mlops_project.errors import InputError, ProjectError
+from mlops_project.models.weights import HUB_SECONDS, hub_has
+
+log = logging.getLogger("mlops_project")
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int,
+    dropout: float | None,
+    pretrained: bool | str,
+) -> tuple[nn.Module, str]:
+    """Builds a network by its name in timm.
+
+    Args:
+        name: such as "resnet18".
+        num_classes: K.
+        image_size: side of the images, pixels, for networks that need to know it.
+        dropout: before the head; None leaves the network's own.
+        pretrained: True insists on ImageNet weights, "auto" takes them if the hub answers within
+            5 seconds, False starts at random.
+
+    Returns:
+        The network, and which weights it starts from.
+
+    Raises:
+        InputError: timm knows no such network, or has no weights for it.
+        ProjectError: the weights cannot be fetched.
+    """
+    # Read when huggingface_hub is imported; its own defaults wait for minutes in all.
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(HUB_SECONDS)))
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), 3, 0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(f"model.variant={name}: timm knows no such network{hint}")
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if dropout is not None:
+        options["drop_rate"] = dropout
+
+    def build(weights: bool) -> nn.Module:
+        try:
+            try:
+                return timm.create_model(name, pretrained=weights, img_size=image_size, **options)
+            except TypeError as error:
+                if "img_size" not in str(error):
+                    raise
+                return timm.create_model(name, pretrained=weights, **options)
+        except (AssertionError, TypeError) as error:
+            reason = str(error).strip().splitlines()
+            raise InputError(
+                f"model.variant={name}: timm cannot build it as a classifier of {image_size} × "
+                f"{image_size} images ({reason[0][:150] if reason else type(error).__name__})"
+            ) from error
+
+    if pretrained is False:
+        return build(False), "random"
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url):
+        if pretrained is True:
+            raise InputError(f"model.pretrained=true: timm has no ImageNet weights for {name}")
+        log.warning("timm has no ImageNet weights for %s: it starts at random", name)
+        return build(False), "random"
+    if pretrained == "auto":
+        reason = hub_has(config.to_dict())
+        if reason:
+            return _at_random(build, name, reason)
+    try:
+        return build(True), f"ImageNet ({config.hf_hub_id or config.url})"
+    except InputError:
+        raise
+    except Exception as error:  # the hub client, its HTTP library and the disk raise what they like
+        lines = str(error).strip().splitlines()
+        reason = lines[0][:200] if lines else type(error).__name__
+        if pretrained == "auto":
+            return _at_random(build, name, reason)
+        raise ProjectError(
+            f"model.pretrained=true: the ImageNet weights of {name} cannot be fetched ({reason})\n"
+            "Connect to the network, name a local file with model.pretrained_path=FILE, "
+            "or start at random with model.pretrained=false."
+        ) from error
+
+
+def _at_random(build: Any, name: str, reason: str) -> tuple[nn.Module, str]:
+    log.warning(
+        "NO PRETRAINED WEIGHTS: %s starts at random, which costs accuracy (%s). "
+        "model.pretrained_path=FILE takes a local file, model.pretrained=false accepts this.",
+        name,
+        reason,
+    )
+    return build(False), "random (ImageNet weights could not be fetched)"

@@ -1,0 +1,109 @@
+"""The models and their variants, in one table; light, so that settings can be checked at once."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from mlops_project.config import ModelConfig
+from mlops_project.errors import InputError
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A published network.
+
+    Attributes:
+        timm_name: its name in timm.
+        image_size: side of the images it was designed for, pixels.
+        parameters: with the head of the 1000 ImageNet classes.
+        dropout: before the head, as published.
+    """
+
+    timm_name: str
+    image_size: int
+    parameters: int
+    dropout: float
+
+
+# EfficientNet: Tan and Le, ICML 2019, table 2 and its code (sizes and dropout of B0 to B4).
+# ResNet: He et al., CVPR 2016; it has no dropout.
+VARIANTS: dict[str, dict[str, Variant]] = {
+    "resnet": {
+        "18": Variant("resnet18", 224, 11_689_512, 0.0),
+        "34": Variant("resnet34", 224, 21_797_672, 0.0),
+        "50": Variant("resnet50", 224, 25_557_032, 0.0),
+        "101": Variant("resnet101", 224, 44_549_160, 0.0),
+    },
+    "efficientnet": {
+        "b0": Variant("efficientnet_b0", 224, 5_288_548, 0.2),
+        "b1": Variant("efficientnet_b1", 240, 7_794_184, 0.2),
+        "b2": Variant("efficientnet_b2", 260, 9_109_994, 0.3),
+        "b3": Variant("efficientnet_b3", 300, 12_233_232, 0.3),
+        "b4": Variant("efficientnet_b4", 380, 19_341_616, 0.4),
+    },
+}
+DEFAULT_IMAGE_SIZE = 224
+
+
+def family_of(variant: str) -> str | None:
+    """The model that has this variant: b0 is an EfficientNet's, 18 a ResNet's."""
+    return next((name for name, table in VARIANTS.items() if _short(variant) in table), None)
+
+
+def find_variant(settings: ModelConfig) -> Variant | None:
+    """The variant of a resnet or efficientnet; None for the other models.
+
+    Raises:
+        InputError: the model has no such variant.
+    """
+    table = VARIANTS.get(settings.name)
+    if table is None:
+        return None
+    variant = _short(str(settings.variant))
+    if variant not in table:
+        near = difflib.get_close_matches(variant, table, 1, 0.3)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(
+            f"model.variant={settings.variant}: {settings.name} has no such variant{hint}\n"
+            f"Known: {', '.join(table)}"
+        )
+    return table[variant]
+
+
+def default_image_size(settings: ModelConfig) -> int:
+    """Side of the images where the user has not chosen one, pixels."""
+    variant = find_variant(settings)
+    return variant.image_size if variant else DEFAULT_IMAGE_SIZE
+
+
+def check_model_settings(settings: ModelConfig) -> None:
+    """Raises InputError for settings that the chosen model does not have."""
+    name = settings.name
+    find_variant(settings)
+    if name == "timm" and not settings.variant:
+        raise InputError("model=timm needs model.variant=NAME, such as convnext_atto")
+    if name == "baseline_cnn":
+        for key, value in (("variant", settings.variant), ("pretrained_path", settings.pretrained_path)):
+            if value is not None:
+                raise InputError(
+                    f"model.{key}={value}: baseline_cnn has none; "
+                    "choose model=resnet, model=efficientnet or model=timm"
+                )
+        if settings.pretrained is True:
+            raise InputError(
+                "model.pretrained=true: there are no pretrained weights for baseline_cnn; "
+                "choose model=resnet, model=efficientnet or model=timm"
+            )
+        blocks, channels = settings.architecture.conv_blocks, settings.architecture.channels
+        if blocks != len(channels):
+            raise InputError(
+                f"model.architecture.conv_blocks={blocks} needs as many channels, "
+                f"but model.architecture.channels has {len(channels)}: {channels}"
+            )
+
+
+def _short(variant: str) -> str:
+    """b0 for efficientnet_b0 or efficientnet-b0, 18 for resnet18."""
+    text = variant.lower().replace("-", "_").removeprefix("efficientnet").removeprefix("resnet")
+    return text.lstrip("_")

@@ -1,0 +1,157 @@
+"""Weights to start from: ImageNet's from the hub, or a local file. Nothing in a file is executed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mlops_project.errors import InputError, ProjectError
+
+log = logging.getLogger("mlops_project")
+
+HUB_SECONDS = 5.0  # what the hub may take to answer before model.pretrained=auto goes on without
+_WRAPPINGS = ("state_dict", "model_state_dict", "model_ema", "state_dict_ema", "model", "network")
+_PREFIXES = ("module.", "_orig_mod.", "network.", "model.", "backbone.")
+
+
+def hub_has(pretrained_cfg: dict) -> str | None:
+    """Why a network's weights cannot be had from the hub at once; None if they can.
+
+    They are there, or the hub answers for them within 5 seconds.
+    """
+    import requests
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+
+    repository = pretrained_cfg.get("hf_hub_id")
+    if not repository:
+        return "timm knows no ImageNet weights for it"
+    name = pretrained_cfg.get("hf_hub_filename") or "model.safetensors"
+    if isinstance(try_to_load_from_cache(repository, name), str):
+        return None
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set and they are not in the cache"
+    url = hf_hub_url(repository, name)
+    try:
+        # A third of the time for the connection, since a name may have several addresses.
+        answer = requests.head(url, timeout=(HUB_SECONDS / 3, HUB_SECONDS / 2), allow_redirects=False)
+    except requests.RequestException:
+        return f"{constants.ENDPOINT} cannot be reached"
+    return None if answer.status_code < 400 else f"{url} answers {answer.status_code}"
+
+
+def load_file(network: nn.Module, path: str | os.PathLike[str]) -> str:
+    """Loads weights from a file into a network, by name.
+
+    The usual wrappings (state_dict, model …) and prefixes (module., network. …) are taken off. A
+    weight whose shape differs, such as a head for other classes, keeps its random start.
+
+    Args:
+        network: whose weights to set.
+        path: .safetensors, or a file of torch.save with tensors and plain containers.
+
+    Returns:
+        What was loaded, in words.
+
+    Raises:
+        InputError: no such file, not readable, or its names match none of the network's.
+    """
+    path = Path(path)
+    weights = _unwrap(_read(path))
+    own = network.state_dict()
+    weights = _without_prefix(weights, own)
+    fitting = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
+    learned = {n for n, _ in network.named_parameters()}
+    if len(learned & fitting.keys()) < max(1, len(learned) // 10):
+        ours, theirs = next(iter(own)), next(iter(weights), "nothing")
+        raise InputError(
+            f"{path}: weights of another network: {len(learned & fitting.keys())} of "
+            f"{len(learned)} fit (it holds {theirs!r}, the network has {ours!r})"
+        )
+    network.load_state_dict(fitting, strict=False)
+    other_shape = [n for n in weights if n in own and n not in fitting]
+    lacking = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
+    unused = [n for n in weights if n not in own]
+    for text, names in (
+        ("other shape, start at random", other_shape),
+        ("not in the file, start at random", lacking),
+        ("in the file, but not in the network", unused),
+    ):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            log.info("%s: %s: %s%s", path.name, text, ", ".join(names[:4]), more)
+    return f"{path.name} ({len(fitting)} of {len(own)} tensors)"
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file with weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file as load_safetensors
+
+            return load_safetensors(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ProjectError(f"{path}: cannot be read ({error})") from error
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":  # derives from Exception alone
+            raise _unreadable(path, error) from error
+        raise
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()
+    return InputError(
+        f"{path}: not a readable file of weights: damaged, or with contents that are refused "
+        f"for safety ({(reason[0] if reason else type(error).__name__)[:120]})"
+    )
+
+
+def _unwrap(content: object) -> dict[str, torch.Tensor]:
+    for _ in range(3):
+        if isinstance(content, dict):
+            inner = next((content[n] for n in _WRAPPINGS if isinstance(content.get(n), dict)), None)
+            if inner is None:
+                break
+            content = inner
+    if not isinstance(content, dict):
+        return {}
+    return {str(n): w for n, w in content.items() if isinstance(w, torch.Tensor)}
+
+
+def _without_prefix(
+    weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Takes prefixes off as long as more names match without."""
+
+    def matches(names: dict[str, torch.Tensor]) -> int:
+        return len(names.keys() & own.keys())
+
+    for _ in range(3):
+        shorter = (
+            {n.removeprefix(prefix): w for n, w in weights.items()}
+            for prefix in _PREFIXES
+            if any(n.startswith(prefix) for n in weights)
+        )
+        best = max(shorter, key=matches, default=weights)
+        if matches(best) < matches(weights) or best is weights:
+            break
+        weights = best
+    return weights
