@@ -1,0 +1,75 @@
+"""How every command ends: with a message and an exit code that say what happened."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from mlops_project.errors import EXIT_FAILED, EXIT_INTERRUPTED, ProjectError
+
+log = logging.getLogger("mlops_project")
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: make room and run the same command again",
+    errno.EDQUOT: "your quota is used up: make room and run the same command again",
+    errno.EROFS: "this folder is read-only: run the command in a folder that can be written to",
+    errno.EACCES: "no permission: run the command in a folder that you may write to",
+    errno.EPERM: "no permission: run the command in a folder that you may write to",
+}
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a command and ends the process with its exit code.
+
+    0 done, 1 failed, 2 the user's input, 130 Ctrl-C, 143 SIGTERM. What a user or the machine can
+    cause ends with a message; anything else is a bug and shows its traceback.
+
+    Args:
+        main: returns its exit code, None for 0.
+    """
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except ProjectError as error:
+        code = _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = _fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe has gone, as `| head` does; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except MemoryError:
+        code = _fail("out of memory: try a smaller data.batch_size or data.image_size", EXIT_FAILED)
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0)
+        if advice is None:
+            _log_crash()
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        code = _fail(f"{where}{advice} ({error.strerror})", EXIT_FAILED)
+    except Exception:
+        _log_crash()
+        raise
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    if any(not isinstance(h, logging.NullHandler) for h in log.handlers):
+        log.error(message)
+    else:
+        print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _log_crash() -> None:
+    """Puts the traceback into the log file; Python itself prints it."""
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            record = log.makeRecord(
+                log.name, logging.CRITICAL, "", 0, "crashed", (), sys.exc_info()
+            )
+            handler.emit(record)

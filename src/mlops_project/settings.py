@@ -1,0 +1,421 @@
+"""From the command line and `configs/` to a checked `Config`.
+
+Hydra composes; the schema in `config.py` says which keys there are, their types and ranges. Every
+mistake of a user ends as an `InputError` that names the key and what would be right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mlops_project.config import Config
+from mlops_project.errors import InputError
+from mlops_project.models.variants import check_model_settings, default_image_size, family_of
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+GROUPS = ("model", "data", "training", "wandb", "experiment")
+_NONE = ("null", "none", "~", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One setting of the schema: its dotted name, type and what `config.key` noted of it."""
+
+    name: str
+    kind: str  # "int", "float", "bool", "str" or "list of int" …
+    optional: bool
+    default: Any
+    facts: dict[str, Any]
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        facts = self.facts
+        if facts["choices"]:
+            return "one of " + ", ".join(_shown(c) for c in facts["choices"])
+        words = {
+            "int": "a whole number",
+            "float": "a number",
+            "bool": "true or false",
+            "str": "a text",
+        }
+        base = self.kind.removeprefix("list of ")
+        text = words[base] if self.kind == base else f"a list of {words[base][2:]}s like [1,2]"
+        if base == "str" and self.kind != base:
+            text = "a list of texts like [a,b]"
+        bounds = []
+        for bound, name in (
+            ("minimum", "at least"),
+            ("above", "more than"),
+            ("maximum", "at most"),
+            ("below", "less than"),
+        ):
+            if facts[bound] is not None:
+                bounds.append(f"{name} {facts[bound]:g}")
+        text += f", {' and '.join(bounds)}" if bounds else ""
+        text += f" {facts['unit']}" if bounds and facts["unit"] else ""
+        for word in facts["words"]:
+            text += f", or {word}"
+        return text + (", or none" if self.optional else "")
+
+
+@cache
+def keys() -> dict[str, Key]:
+    """Every setting by its dotted name, in the order of the schema."""
+    return {key.name: key for key in _keys_of(Config, "")}
+
+
+def _keys_of(schema: Any, prefix: str) -> Iterable[Key]:
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _keys_of(hint, f"{prefix}{field.name}.")
+            continue
+        default = (
+            field.default_factory()
+            if field.default_factory is not dataclasses.MISSING
+            else field.default
+        )
+        parts = typing.get_args(hint) if _is_union(hint) else (hint,)
+        real = [p for p in parts if p is not type(None)]
+        numbers = [p for p in real if p is not str or len(real) == 1]
+        kind = numbers[0]
+        if typing.get_origin(kind) is list:
+            name = f"list of {typing.get_args(kind)[0].__name__}"
+        else:
+            name = kind.__name__
+        yield Key(
+            prefix + field.name, name, type(None) in parts, default, dict(field.metadata)
+        )
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def load(arguments: Sequence[str]) -> Config:
+    """Composes and checks the settings.
+
+    Args:
+        arguments: of the command line, such as "model=resnet" or "--data.batch_size=8".
+
+    Raises:
+        InputError: with the key, what is wrong with it, and what would be right.
+    """
+    overrides = [_checked_override(a) for a in normalise(arguments)]
+    given = {name for name, _ in overrides}
+    texts = [f"{name}={value}" for name, value in overrides]
+    if "model" not in given:
+        # A variant alone names its model, as in a sweep over model.variant.
+        variant = next((v for n, v in reversed(overrides) if n == "model.variant"), None)
+        family = family_of(str(variant).strip("'\"")) if variant is not None else None
+        if family:
+            texts.insert(0, f"model={family}")
+    config = _typed(_compose(texts))
+    return resolve(config)
+
+
+def resolve(config: Config) -> Config:
+    """Fills in what follows from other settings, and checks what must go together."""
+    check_model_settings(config.model)
+    if config.training.learning_rate is None:
+        config.training.learning_rate = config.model.learning_rate
+    if config.training.weight_decay is None:
+        config.training.weight_decay = config.model.weight_decay
+    if config.data.image_size is None:
+        config.data.image_size = default_image_size(config.model)
+    if config.data.val_fraction + config.data.test_fraction >= 0.9:
+        raise InputError(
+            "data.val_fraction + data.test_fraction leave less than a tenth for training"
+        )
+    schedule = config.training.unfreeze_schedule
+    if config.training.progressive_unfreezing and sorted(set(schedule)) != schedule:
+        raise InputError(
+            f"training.unfreeze_schedule={schedule}: the epochs must rise, like [5,10,15]"
+        )
+    return config
+
+
+def to_container(config: Config) -> dict[str, Any]:
+    """Plain dicts, lists, numbers and texts, as checkpoints keep them."""
+    return dataclasses.asdict(config)
+
+
+def from_container(container: dict[str, Any]) -> Config:
+    """The settings of a checkpoint: keys of another version are dropped, missing ones default."""
+    merged = to_container(Config())
+
+    def fill(target: dict[str, Any], source: dict[str, Any]) -> None:
+        for name in target.keys() & source.keys():
+            if isinstance(target[name], dict):
+                fill(target[name], source[name])
+            else:
+                target[name] = source[name]
+
+    fill(merged, container)
+    return _typed(merged)
+
+
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Overrides as Hydra writes them: no blanks, no leading hyphens, values quoted where needed."""
+    result = []
+    for argument in arguments:
+        if not argument.strip():
+            continue
+        text = argument.strip()
+        if text.startswith("--") and "=" in text:
+            text = text[2:]
+        result.append(_quoted(text))
+    return result
+
+
+def _quoted(override: str) -> str:
+    """Quotes the value when Hydra's grammar would refuse it, as it does a raw `=` in a path."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    name, equals, value = override.partition("=")
+    if not equals:
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"{name}='{escaped}'"
+    return override
+
+
+def _checked_override(override: str) -> tuple[str, str]:
+    """(key, value) of an override whose key exists."""
+    if "=" not in override:
+        near = _suggestion(override.lstrip("-+~"))
+        raise InputError(f"{override}: not understood; settings are written KEY=VALUE{near}")
+    name, _, value = override.partition("=")
+    name = name.strip().lstrip("+~")
+    if name in GROUPS:
+        choices = sorted(p.stem for p in (CONFIGS / name).glob("*.yaml"))
+        plain = value.strip("'\" ")
+        if "," in plain:
+            raise InputError(_several(name, value))
+        if plain not in choices and not (name == "experiment" and plain in _NONE):
+            near = difflib.get_close_matches(plain, choices, 1, 0.4)
+            hint = f"; did you mean {name}={near[0]}?" if near else ""
+            raise InputError(
+                f"{name}={plain}: no such file in configs/{name}/{hint}\n"
+                f"Known: {', '.join(choices)}"
+            )
+        return name, value
+    if name not in keys():
+        raise InputError(f"{name}: unknown setting{_suggestion(name)}\n(--help lists all of them)")
+    return name, _checked_value(keys()[name], value)
+
+
+def _checked_value(key: Key, value: str) -> str:
+    """The value as YAML; texts that only look like something else are quoted."""
+    plain = value.strip()
+    if plain.lower() in _NONE and not plain.startswith("'"):
+        if not plain:
+            raise InputError(f"{key.name}=: the value is missing; {key.expected}")
+        if key.optional:
+            return "null"
+        if "none" in key.facts["choices"]:
+            return "none"
+    if key.kind.startswith("list"):
+        if not plain.startswith("["):
+            return f"[{plain}]"
+        return value
+    if re.search(r"^[^\[{'\"(]*,", plain):
+        raise InputError(_several(key.name, value))
+    return value
+
+
+def _several(name: str, value: str) -> str:
+    return f"{name}={value}: several values need -m (one run for each), or quotes if it is one text"
+
+
+def _suggestion(name: str) -> str:
+    known = [*keys(), *GROUPS]
+    last = name.rsplit(".", 1)[-1]
+    same = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    near = same or difflib.get_close_matches(name, known, 1, 0.6)
+    if not near:
+        leaves = {k.rsplit(".", 1)[-1]: k for k in known}
+        near = [leaves[n] for n in difflib.get_close_matches(last, leaves, 1, 0.6)]
+    return f"; did you mean {' or '.join(near[:2])}?" if near else ""
+
+
+def _compose(overrides: list[str]) -> dict[str, Any]:
+    """The composed settings as plain containers, not yet checked."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    # The defaults alone: types are checked by `_typed`, whose messages name the range.
+    ConfigStore.instance().store(name="schema", node=to_container(Config()))
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = compose("train", overrides=overrides)
+        return typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise InputError(" ".join(lines[:3])) from error
+
+
+def _typed(container: dict[str, Any]) -> Config:
+    """Checks every value and builds the dataclasses."""
+
+    def build(schema: Any, values: dict[str, Any], prefix: str) -> Any:
+        hints = typing.get_type_hints(schema)
+        unknown = values.keys() - hints.keys()
+        if unknown:
+            name = prefix + min(unknown)
+            raise InputError(f"{name}: unknown setting{_suggestion(name)}")
+        arguments = {}
+        for field, hint in hints.items():
+            if dataclasses.is_dataclass(hint):
+                arguments[field] = build(hint, values[field] or {}, f"{prefix}{field}.")
+            else:
+                arguments[field] = convert(keys()[prefix + field], values[field])
+        return schema(**arguments)
+
+    return build(Config, container, "")
+
+
+def convert(key: Key, value: Any) -> Any:
+    """A value in the key's type.
+
+    Raises:
+        InputError: it has another type, or is out of range.
+    """
+    if isinstance(value, str) and value.lower() in _NONE and key.optional:
+        value = None
+    if value is None and key.optional:
+        return None
+    facts = key.facts
+    for choice in facts["choices"]:
+        if _shown(value) == _shown(choice):
+            return choice
+    # A switch that is also a list of names: watch_model=false, profiler=null
+    if "none" in facts["choices"] and (value is None or value is False):
+        return "none"
+    if facts["choices"]:
+        near = difflib.get_close_matches(_shown(value), [_shown(c) for c in facts["choices"]], 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"{key.name}={_shown(value)}: must be {key.expected}{hint}")
+    if isinstance(value, str) and value.lower() in facts["words"]:
+        return value.lower()
+    if key.kind.startswith("list of "):
+        items = value if isinstance(value, list) else [value]
+        return [_scalar(key, key.kind.removeprefix("list of "), item) for item in items]
+    return _scalar(key, key.kind, value)
+
+
+def _scalar(key: Key, kind: str, value: Any) -> Any:
+    wrong = InputError(f"{key.name}={_shown(value)}: must be {key.expected}")
+    if kind == "bool":
+        if isinstance(value, bool):
+            return value
+        if _shown(value) in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+            return _shown(value) in ("true", "1", "yes", "on")
+        raise wrong
+    if kind == "str":
+        if isinstance(value, (dict, list)) or value is None:
+            raise wrong
+        return value if isinstance(value, str) else _shown(value)
+    if isinstance(value, (bool, dict, list)) or value is None:
+        raise wrong
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise wrong from None
+    facts = key.facts
+    if (
+        not math.isfinite(number)
+        or (facts["minimum"] is not None and number < facts["minimum"])
+        or (facts["maximum"] is not None and number > facts["maximum"])
+        or (facts["above"] is not None and number <= facts["above"])
+        or (facts["below"] is not None and number >= facts["below"])
+        or (kind == "int" and number != int(number))
+    ):
+        raise wrong
+    return int(value) if kind == "int" and not isinstance(value, str) else (
+        int(number) if kind == "int" else number
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value as a user writes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and value.lower() in ("true", "false", "none"):
+        return value.lower()
+    if isinstance(value, list):
+        return "[" + ",".join(map(_shown, value)) + "]"
+    return str(value)
+
+
+def expand(arguments: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run of a multirun: `a=1,2 b=3` is two runs."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    texts = normalise(arguments)
+    try:
+        overrides = OverridesParser.create().parse_overrides(texts)
+        batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    except HydraException as error:
+        raise InputError(str(error).splitlines()[0]) from error
+    return [list(job) for batch in batches for job in batch]
+
+
+def help_text() -> str:
+    """Every setting with its meaning, range and default, and the files of `configs/`."""
+    lines = [
+        "Train a skin-lesion classifier.",
+        "",
+        "  uv run src/mlops_project/train.py data=demo",
+        "  uv run src/mlops_project/train.py model=efficientnet model.variant=b2 training.max_epochs=50",
+        "  uv run src/mlops_project/train.py -m seed=1,2,3            one run for each value",
+        "",
+        "Settings are written KEY=VALUE or --KEY=VALUE.",
+        "  -h, --help      this text",
+        "  -m, --multirun  comma-separated values: one run for each combination",
+        "  --cfg           print the resolved settings and stop",
+        "",
+        "Files of settings",
+    ]
+    for group in GROUPS:
+        names = ", ".join(sorted(p.stem for p in (CONFIGS / group).glob("*.yaml")))
+        lines.append(f"  {group}={names}")
+    section = None
+    for key in keys().values():
+        head = key.name.rpartition(".")[0]
+        if head != section:
+            section = head
+            lines += ["", head or "General"]
+        default = "" if key.default is None else f" [{_shown(key.default)}]"
+        unit = key.facts["unit"]
+        unit = f" ({unit})" if unit and unit not in key.expected else ""
+        lines.append(f"  {key.name}{default}")
+        lines.append(f"      {key.facts['meaning']}{unit}; {key.expected}")
+        if key.facts["source"]:
+            lines.append(f"      source: {key.facts['source']}")
+    return "\n".join(lines)

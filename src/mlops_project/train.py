@@ -1,0 +1,39 @@
+"""Train a skin-lesion classifier.
+
+    uv run src/mlops_project/train.py data=demo
+    uv run src/mlops_project/train.py model=efficientnet model.variant=b3 training.max_epochs=50
+    uv run src/mlops_project/train.py --help
+"""
+
+from __future__ import annotations
+
+import sys
+
+from mlops_project import settings
+from mlops_project.command_line import run_command
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(settings.help_text())
+        return 0
+    if {"-m", "--multirun"} & set(arguments):
+        from mlops_project.training.multirun import run_each
+
+        return run_each([a for a in arguments if a not in ("-m", "--multirun")])
+    if arguments and arguments[0] == "--cfg":
+        import yaml
+
+        config = settings.load([a for a in arguments[1:] if a != "job"])
+        print(yaml.safe_dump(settings.to_container(config), sort_keys=False), end="")
+        return 0
+    config = settings.load(arguments)
+
+    from mlops_project.training.run import train
+
+    return train(config)
+
+
+if __name__ == "__main__":
+    run_command(main)
