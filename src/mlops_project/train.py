@@ -32,7 +32,8 @@ def main() -> int:
 
     from mlops_project.training.run import train
 
-    return train(config)
+    train(config)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Augmentation, in two halves.
 
 `crop_and_flip` works on uint8 images while they are sliced from the cache. `BatchAugmentation`
-does the rest on the whole batch, on the device: one warp for everything geometric, one matrix for
+does the rest on the whole batch, on the device: one warp for everything geometric, one map for
 everything about colour, then mixing of images. All random numbers come from `randomness`, drawn on
 the CPU, so they are the same on every device and for any number of workers.
 """
@@ -9,6 +9,7 @@ the CPU, so they are the same on every device and for any number of workers.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -19,16 +20,22 @@ from mlops_project.data import randomness
 
 # ITU-R BT.601 luma, as torchvision's rgb_to_grayscale has it.
 GREY = (0.2989, 0.587, 0.114)
-# RandAugment's largest magnitudes, as torchvision's RandAugment has them. Operations that replace
-# colours (posterize, solarize, equalize …) are left out: in dermoscopy colour is diagnostic.
-RANDAUGMENT_BINS = 30
-RANDAUGMENT_ROTATION = 30.0  # degrees
-RANDAUGMENT_SHEAR = 0.3
-RANDAUGMENT_SHIFT = 150.0 / 331.0  # of the image's side
-RANDAUGMENT_COLOR = 0.9
 # Random erasing's ranges: Zhong et al., Random Erasing Data Augmentation, AAAI 2020.
 ERASED_AREA = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
+# RandAugment's operations at its largest magnitude, as torchvision's RandAugment has them, but for
+# those that replace or destroy colours or detail (posterize, solarize, equalize, autocontrast,
+# sharpness): in dermoscopy these are diagnostic.
+RANDAUGMENT_LARGEST = 30
+RANDAUGMENT_AMOUNTS = np.array(
+    [0.0]  # the identity
+    + [math.radians(30)]  # rotation
+    + [0.3, 0.3]  # shear along x, y
+    + [150 / 331, 150 / 331]  # shift along x, y, as a share of the side
+    + [0.9, 0.9, 0.9]  # change of the brightness, contrast, saturation factor
+)
+# On a CPU as many pixels a thread at once as its cache can hold through all operations.
+CPU_PIXELS = 2**16
 
 
 def crop_and_flip(
@@ -56,21 +63,25 @@ def crop_and_flip(
         uint8 [B, 3, S, S].
     """
     margin = images.shape[-1] - size
-    batch = torch.empty((len(rows), 3, size, size), dtype=torch.uint8)
-    out = batch.numpy()
     if draws is None:
-        start = margin // 2
-        for i, row in enumerate(rows):
-            out[i] = images[row, :, start : start + size, start : start + size]
-        return batch
-    u = randomness.uniform(seed, epoch, draws, "crop and flip", 4)
-    tops, lefts = (u[:, :2] * (margin + 1)).astype(np.int64).T
-    for i, row in enumerate(rows):
-        crop = images[row, :, tops[i] : tops[i] + size, lefts[i] : lefts[i] + size]
-        out[i] = crop[:, ::-1] if u[i, 3] < vertical_flip else crop
-        if u[i, 2] < horizontal_flip:
-            batch[i] = batch[i].flip(-1)
-    return batch
+        corners = np.full((len(rows), 2), margin // 2)
+        flips = np.zeros((len(rows), 2), dtype=bool)
+    else:
+        corners = randomness.integers(seed, epoch, draws, "crop", margin + 1, 2)
+        flips = randomness.uniform(seed, epoch, draws, "flip", 2) < (vertical_flip, horizontal_flip)
+    images = np.asarray(images)  # a memmap makes a new object of itself at each slice
+    batch = np.empty((len(rows), 3, size, size), dtype=np.uint8)
+    # numpy reverses bytes one by one; whole words, and then the bytes in each, go several times
+    # faster. Unlike torch.flip this wakes no threads, which costs more than it gains here.
+    words = batch.view(f"u{math.gcd(size, 8)}")
+    for i, (row, (top, left), (upside_down, mirrored)) in enumerate(
+        zip(rows.tolist(), corners.tolist(), flips.tolist(), strict=True)
+    ):
+        crop = images[row, :, top : top + size, left : left + size]
+        batch[i] = crop[:, ::-1] if upside_down else crop
+        if mirrored:
+            words[i] = words[i, :, :, ::-1].byteswap()
+    return torch.from_numpy(batch)
 
 
 class BatchAugmentation(nn.Module):
@@ -84,15 +95,15 @@ class BatchAugmentation(nn.Module):
         color_jitter: brightness, contrast and saturation factors are uniform in 1 plus or minus
             this, in torchvision's sense of these words and in this order.
         random_erasing: probability of a rectangle set to the mean colour.
-        randaugment: magnitude, 0 to 30, of two operations an image out of: identity, shear and
-            shift along either axis, rotation, brightness, contrast, saturation.
+        randaugment: magnitude, 0 to 30, of two operations an image out of: identity, rotation,
+            shear and shift along either axis, brightness, contrast, saturation.
         mixup, cutmix: alpha of the Beta distribution of the blend; with both, each image takes
             one of them by a coin.
         num_classes: K, for the class shares of mixed images.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor
 
     def __init__(
         self,
@@ -109,8 +120,10 @@ class BatchAugmentation(nn.Module):
         num_classes: int = 2,
     ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1), persistent=False)
+        scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
+        offset = -torch.tensor(mean, dtype=torch.float64) * 255 * scale
+        self.register_buffer("scale", scale.float().view(3, 1, 1), persistent=False)
+        self.register_buffer("offset", offset.float().view(3, 1, 1), persistent=False)
         self.seed = seed
         self.rotation_degrees, self.color_jitter = rotation_degrees, color_jitter
         self.random_erasing, self.randaugment = random_erasing, randaugment
@@ -124,26 +137,31 @@ class BatchAugmentation(nn.Module):
 
         Args:
             images: uint8 [B, 3, S, S].
-            draws: what the random choices are keyed by, int64 [B].
+            draws: what the random choices are keyed by, int64 [B]; on the CPU, or else reading
+                them makes the program wait for the device.
             epoch: of the random choices.
             training: False normalises only.
 
         Returns:
             float32 [B, 3, S, S].
         """
-        x = images.float().div_(255)
-        if not training:
-            return self._normalise(x)
-        keys = draws.cpu().numpy()
-        matrices, factors = self._draw(keys, epoch)
-        if matrices is not None:
-            x = _warp(x, torch.from_numpy(matrices).to(x))
-        if factors is not None:
-            x = _recolour(x, torch.from_numpy(factors).to(x))
-        x = self._normalise(x)
-        if self.random_erasing > 0:
-            x = x.masked_fill_(self._erased(keys, epoch, x), 0.0)
-        return x
+        augmented = training and bool(
+            self.rotation_degrees or self.color_jitter or self.random_erasing or self.randaugment
+        )
+        if augmented:
+            numbers = self._draw(draws.cpu().numpy(), epoch, images.shape[-1])
+            matrices, factors, boxes = _to(images.device, numbers).split((6, 3, 4), dim=1)
+        result = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+        for part in _parts(images):
+            x = images[part].float()
+            if augmented and (self.rotation_degrees or self.randaugment):
+                x = warp(x, matrices[part].view(-1, 2, 3))
+            if augmented and (self.color_jitter or self.randaugment):
+                x = recolour(x, factors[part])
+            torch.mul(x, self.scale, out=result[part]).add_(self.offset)
+            if augmented and self.random_erasing:
+                result[part].masked_fill_(_inside(boxes[part], images.shape[-1]), 0.0)
+        return result
 
     @torch.no_grad()
     def mix(
@@ -154,121 +172,153 @@ class BatchAugmentation(nn.Module):
         Args:
             images: float32 [B, 3, S, S].
             labels: int64 [B].
-            draws, epoch: what the random choices are keyed by.
+            draws, epoch: as for `forward`.
 
         Returns:
             Images, and class shares float32 [B, K]; what was given, where both are off.
         """
-        if self.mixup == 0 and self.cutmix == 0 or len(images) < 2:
+        if not (self.mixup or self.cutmix):
             return images, labels
-        keys = draws.cpu().numpy()
-        u = randomness.uniform(self.seed, epoch, keys, "mix", 5)
+        size = images.shape[-1]
+        u = randomness.uniform(self.seed, epoch, draws.cpu().numpy(), "mix", 5)
         order = np.argsort(u[:, 0], kind="stable")
         partner = np.empty_like(order)
         partner[order] = np.roll(order, -1)
-        use_mixup = u[:, 1] < 0.5 if self.mixup and self.cutmix else np.full(len(u), self.mixup > 0)
-        share = np.where(
-            use_mixup, _beta(self.mixup, u[:, 2]), _beta(self.cutmix, u[:, 2])
-        )  # of the image itself
-        size = images.shape[-1]
-        side = np.sqrt(1 - share)
-        inside = _rectangles(u[:, 3], u[:, 4], side, side, size, images.device)
-        weight = torch.from_numpy(share).to(images).view(-1, 1, 1, 1).expand(-1, 1, size, size)
-        pasted = torch.from_numpy(~use_mixup).to(images.device).view(-1, 1, 1, 1)
-        weight = torch.where(pasted, (~inside).to(images.dtype), weight)
-        other = torch.from_numpy(partner).to(images.device)
-        mixed = weight * images + (1 - weight) * images[other]
-        kept = weight.mean(dim=(1, 2, 3)).view(-1, 1)  # a rectangle cut by the edge is smaller
-        shares = F.one_hot(labels, self.num_classes).to(images)
-        return mixed, kept * shares + (1 - kept) * shares[other]
+        blends = u[:, 1] < (self.mixup > 0) / (1 + (self.cutmix > 0))
+        share = np.where(blends, _beta(self.mixup, u[:, 2]), 1.0)  # of the image itself
+        side = np.where(blends, 0.0, np.sqrt(1 - _beta(self.cutmix, u[:, 2]))) * size
+        boxes = _boxes(u[:, 3:5] * size, np.stack([side, side], axis=1), size)
+        pasted = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / size**2
+        kept = share * (1 - pasted)
+        numbers = np.column_stack([share, kept, boxes])
+        table = _to(images.device, numbers)
+        other = torch.from_numpy(partner).to(images.device, non_blocking=True)
+        weight = table[:, 0].view(-1, 1, 1, 1) * ~_inside(table[:, 2:], size)
+        shares = F.one_hot(labels, self.num_classes).to(table)
+        mixed = torch.lerp(images[other], images, weight)
+        return mixed, torch.lerp(shares[other], shares, table[:, 1:2])
 
-    def _normalise(self, x: torch.Tensor) -> torch.Tensor:
-        return x.sub_(self.mean.view(3, 1, 1)).div_(self.std.view(3, 1, 1))
-
-    def _draw(self, keys: np.ndarray, epoch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Affine matrices float32 [B, 2, 2+1] and colour factors float32 [B, 3], None where unused."""
-        u = 2 * randomness.uniform(self.seed, epoch, keys, "warp and colour", 4) - 1
-        angle = np.radians(self.rotation_degrees) * u[:, 0]
-        factors = 1 + self.color_jitter * u[:, 1:]
-        shear, shift = np.zeros((len(u), 2)), np.zeros((len(u), 2))
+    def _draw(self, keys: np.ndarray, epoch: int, size: int) -> np.ndarray:
+        """Matrix of the warp (6), colour factors (3), erased box (4) of each image, [B, 13]."""
+        u = randomness.uniform(self.seed, epoch, keys, "augmentation", 13)
+        u_angle, u_color, u_operations, u_erasing = np.split(u, (1, 4, 8), axis=1)
+        angle = np.radians(self.rotation_degrees) * (2 * u_angle[:, 0] - 1)
+        factors = 1 + self.color_jitter * (2 * u_color - 1)
+        shear, shift = np.zeros((2, len(u), 2))
         if self.randaugment:
-            strength = self.randaugment / RANDAUGMENT_BINS
-            v = randomness.uniform(self.seed, epoch, keys, "randaugment", 4)
-            for chosen, sign in ((v[:, 0], v[:, 1]), (v[:, 2], v[:, 3])):
-                operation = (chosen * 9).astype(np.int64)  # 0 is the identity
-                amount = np.where(sign < 0.5, -strength, strength)
-                for axis in (0, 1):
-                    shear[:, axis] += (operation == 1 + axis) * amount * RANDAUGMENT_SHEAR
-                    shift[:, axis] += (operation == 3 + axis) * amount * 2 * RANDAUGMENT_SHIFT
-                angle += (operation == 5) * amount * math.radians(RANDAUGMENT_ROTATION)
-                for i in range(3):
-                    factors[:, i] *= 1 + (operation == 6 + i) * amount * RANDAUGMENT_COLOR
-        matrices = None
-        if self.rotation_degrees or self.randaugment:
-            cos, sin, one = np.cos(angle), np.sin(angle), np.ones(len(u))
-            rotation = np.stack([cos, -sin, sin, cos], axis=1).reshape(-1, 2, 2)
-            shearing = np.stack([one, shear[:, 0], shear[:, 1], one], axis=1).reshape(-1, 2, 2)
-            matrices = np.concatenate([rotation @ shearing, shift[:, :, None]], axis=2)
-            matrices = matrices.astype(np.float32)
-        recolours = bool(self.color_jitter or self.randaugment)
-        return matrices, factors.astype(np.float32) if recolours else None
+            strength = self.randaugment / RANDAUGMENT_LARGEST
+            for u_operation, u_sign in (u_operations[:, :2].T, u_operations[:, 2:].T):
+                operation = (u_operation * len(RANDAUGMENT_AMOUNTS)).astype(np.int64)
+                amounts = np.zeros((len(u), len(RANDAUGMENT_AMOUNTS)))
+                amounts[np.arange(len(u)), operation] = np.where(u_sign < 0.5, -strength, strength)
+                amounts *= RANDAUGMENT_AMOUNTS
+                angle += amounts[:, 1]
+                shear += amounts[:, 2:4]
+                shift += amounts[:, 4:6]
+                factors *= 1 + amounts[:, 6:]
+        return np.column_stack(
+            [_matrices(angle, shear, shift), factors, self._erased(u_erasing, size)]
+        )
 
-    def _erased(self, keys: np.ndarray, epoch: int, x: torch.Tensor) -> torch.Tensor:
-        u = randomness.uniform(self.seed, epoch, keys, "erasing", 5)
+    def _erased(self, u: np.ndarray, size: int) -> np.ndarray:
+        """Erased boxes [B, 4], empty where an image is left whole."""
         area = ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * u[:, 1]
         low, high = np.log(ERASED_RATIO)
         ratio = np.exp(low + (high - low) * u[:, 2])
-        height, width = np.minimum(np.sqrt(area * ratio), 1), np.minimum(np.sqrt(area / ratio), 1)
-        centre_y = height / 2 + (1 - height) * u[:, 3]
-        centre_x = width / 2 + (1 - width) * u[:, 4]
-        inside = _rectangles(centre_y, centre_x, height, width, x.shape[-1], x.device)
-        chosen = torch.from_numpy(u[:, 0] < self.random_erasing).to(x.device)
-        return inside & chosen.view(-1, 1, 1, 1)
+        sides = np.sqrt(area[:, None] * np.stack([ratio, 1 / ratio], axis=1))
+        # A very long rectangle that does not fit is cut short, where torchvision draws another.
+        sides = np.minimum(sides, 1) * (u[:, 0] < self.random_erasing)[:, None]
+        return _boxes((sides / 2 + (1 - sides) * u[:, 3:5]) * size, sides * size, size)
+
+
+def warp(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Moves pixels, bilinear, mirroring the image beyond its edge.
+
+    Args:
+        x: float32 [B, C, S, S].
+        matrices: float32 [B, 2, 3]; from (x, y, 1) in the result to (x, y) in the image, both on
+            the scale from -1 (left, top edge) to 1.
+
+    Returns:
+        float32 [B, C, S, S].
+    """
+    size = x.shape[-1]
+    centres = (2 * torch.arange(size, device=x.device, dtype=x.dtype) + 1) / size - 1
+    # F.affine_grid would do, at ten times the time and, where TF32 is on, at 10 bits of precision.
+    across = matrices[:, :, 0:1] * centres
+    down = matrices[:, :, 1:2] * centres + matrices[:, :, 2:3]
+    grid = (across[:, :, None, :] + down[:, :, :, None]).permute(0, 2, 3, 1)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def recolour(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Brightness, contrast and saturation, in this order and in place.
+
+    With b, c, s the factors, g the luma of a pixel and m its mean over the image, torchvision's
+    three operations are one map, x -> bcs x + bc(1 - s) g + b(1 - c) m, except that values are
+    clipped once at the end and not after each operation.
+
+    Args:
+        x: float32 [B, 3, H, W], 0 to 255.
+        factors: float32 [B, 3].
+
+    Returns:
+        float32 [B, 3, H, W], 0 to 255.
+    """
+    b, c, s = factors.T[:, :, None, None]
+    grey = x[:, 0] * GREY[0]
+    grey.add_(x[:, 1], alpha=GREY[1]).add_(x[:, 2], alpha=GREY[2])
+    # In two steps the order of the sum, and so the last bit, is the same for any size of batch.
+    mean = grey.mean(dim=2, keepdim=True).mean(dim=1, keepdim=True)
+    grey.mul_(b * c * (1 - s)).add_(b * (1 - c) * mean)
+    return x.mul_((b * c * s)[:, None]).add_(grey[:, None]).clamp_(0, 255)
+
+
+def _matrices(angle: np.ndarray, shear: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Rotation after shear and shift, for `warp`; angle [B] in radians, the others [B, 2]; [B, 6].
+
+    As torchvision has it, a positive angle turns the image counter-clockwise.
+    """
+    cos, sin = np.cos(angle), np.sin(angle)
+    xx, xy, yx, yy = cos, -sin, sin, cos
+    return np.column_stack(
+        [
+            *(xx + xy * shear[:, 1], xx * shear[:, 0] + xy, 2 * shift[:, 0]),
+            *(yx + yy * shear[:, 1], yx * shear[:, 0] + yy, 2 * shift[:, 1]),
+        ]
+    )
+
+
+def _boxes(centres: np.ndarray, sides: np.ndarray, size: int) -> np.ndarray:
+    """Boxes (top, left, bottom, right) in whole pixels, [B, 4], cut at the edge of the image."""
+    corners = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1)
+    return np.clip(np.rint(corners), 0, size)
+
+
+def _inside(boxes: torch.Tensor, size: int) -> torch.Tensor:
+    """Which pixels lie in the boxes [B, 4]; bool [B, 1, size, size]."""
+    pixels = torch.arange(size, device=boxes.device)
+    top, left, bottom, right = boxes.T[:, :, None]
+    rows = (pixels >= top) & (pixels < bottom)
+    columns = (pixels >= left) & (pixels < right)
+    return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
 
 
 def _beta(alpha: float, u: np.ndarray) -> np.ndarray:
     """Quantiles u of Beta(alpha, alpha)."""
     from scipy.special import betaincinv
 
-    return betaincinv(alpha, alpha, u) if alpha > 0 else np.ones_like(u)
+    return betaincinv(alpha, alpha, u) if alpha else np.ones_like(u)
 
 
-def _rectangles(
-    centre_y: np.ndarray,
-    centre_x: np.ndarray,
-    height: np.ndarray,
-    width: np.ndarray,
-    size: int,
-    device: torch.device,
-) -> torch.Tensor:
-    """True inside each rectangle, given as shares of the side; bool [B, 1, size, size]."""
-    middle = (torch.arange(size, device=device) + 0.5) / size
-    numbers = np.stack([centre_y, centre_x, height / 2, width / 2]).astype(np.float32)
-    y, x, half_height, half_width = torch.from_numpy(numbers).to(device)[:, :, None]
-    rows = (middle - y).abs() < half_height
-    columns = (middle - x).abs() < half_width
-    return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
+def _parts(images: torch.Tensor) -> Iterator[slice]:
+    """Slices of the batch that are worked on at once."""
+    step = len(images)
+    if images.device.type == "cpu":
+        step = torch.get_num_threads() * max(1, CPU_PIXELS // images.shape[-1] ** 2)
+    return (slice(start, start + step) for start in range(0, len(images), step))
 
 
-def _warp(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Bilinear affine warp; `matrices` [B, 2, 3] map output to input, in [-1, 1] coordinates."""
-    grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-
-
-def _recolour(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Brightness, contrast, saturation in this order; `x` [B, 3, H, W] in [0, 1], factors [B, 3].
-
-    With b, c, s the factors, g the luma weights and m the mean luma of the image, the three
-    operations are one affine map of the colour: x -> c b (s I + (1 - s) 1 gᵀ) x + (1 - c) b m.
-    Values are clipped once at the end, where torchvision clips after each operation.
-    """
-    batch, _, height, width = x.shape
-    b, c, s = factors.T.view(3, batch, 1, 1)
-    grey = torch.tensor(GREY, dtype=x.dtype, device=x.device)
-    luma = (x.mean(dim=(2, 3)) @ grey).view(batch, 1, 1)
-    eye = torch.eye(3, dtype=x.dtype, device=x.device)
-    matrix = c * b * (s * eye + (1 - s) * grey.expand(3, 3))
-    offset = ((1 - c) * b * luma).expand(batch, 3, 1)
-    flat = torch.baddbmm(offset, matrix, x.reshape(batch, 3, height * width))
-    return flat.clamp_(0, 1).view(batch, 3, height, width)
+def _to(device: torch.device, numbers: np.ndarray) -> torch.Tensor:
+    """A small table as float32 on the device, without waiting for it."""
+    return torch.from_numpy(numbers.astype(np.float32)).to(device, non_blocking=True)

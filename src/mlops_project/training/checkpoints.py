@@ -15,8 +15,12 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from mlops_project.config import Config
+from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.errors import InputError
 from mlops_project.files import atomic_write
+from mlops_project.models.build import BuiltModel
+from mlops_project.settings import to_container
 
 ENTRY = "mlops_project"
 FORMAT = 1
@@ -94,3 +98,30 @@ def _near(path: Path) -> str:
     if not others:
         return ""
     return "\nCheckpoints beside it, the newest first: " + ", ".join(p.name for p in others[:3])
+
+
+def metadata(config: Config, built: BuiltModel, data: HAM10000DataModule) -> dict[str, Any]:
+    """What a checkpoint says about itself, in plain containers.
+
+    The split travels along, so that an evaluation anywhere else knows which images and lesions
+    the model has seen.
+    """
+    table = data.table
+    return {
+        "format": FORMAT,
+        "class_names": list(data.class_names),
+        "preprocessing": {
+            "image_size": data.image_size,
+            "crop_fraction": config.data.crop_fraction,
+            "mean": list(built.mean),
+            "std": list(built.std),
+        },
+        "config": to_container(config),
+        "weights": built.weights,
+        "split_hash": data.split_hash(),
+        "split": {
+            "image_id": table["image_id"].tolist(),
+            "lesion_id": table["lesion_id"].tolist(),
+            "split": data.split.tolist(),
+        },
+    }
