@@ -36,6 +36,7 @@ MAX_TABLE_BYTES = 500 * 2**20
 MAX_IMAGE_BYTES = 200 * 2**20
 # The official test set may lie beside the training images: it must never be trained on.
 TEST_MARK = "isic2018_task3_test"
+SYNTHETIC_MARKER = "SYNTHETIC.json"  # lies in folders whose images a program made
 
 ACCEPTED = """Accepted, recognised by looking:
   Kaggle      HAM10000_metadata.csv, HAM10000_images_part_1/ and _part_2/
@@ -55,12 +56,14 @@ class Source:
             in it, its row, identifies it everywhere. `member` is "" for a plain file, else the
             name within the zip archive `path`; `age` is in years, float64, NaN where unknown.
         missing: image ids in the table that have no image.
+        synthetic: whether a program made the images.
     """
 
     folder: Path
     layout: str
     table: pd.DataFrame
     missing: tuple[str, ...]
+    synthetic: bool
 
 
 def read_source(folder: str | os.PathLike[str]) -> Source:
@@ -98,7 +101,8 @@ def read_source(folder: str | os.PathLike[str]) -> Source:
     table["path"] = [f[0] if f else "" for f in found]
     table["member"] = [f[1] if f else "" for f in found]
     table = table[has_image].sort_values("image_id").reset_index(drop=True)
-    return Source(folder, layout, table[list(COLUMNS)], missing)
+    synthetic = (folder / SYNTHETIC_MARKER).is_file()
+    return Source(folder, layout, table[list(COLUMNS)], missing, synthetic)
 
 
 _archives = threading.local()
