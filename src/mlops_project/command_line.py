@@ -7,9 +7,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mlops_project.errors import EXIT_FAILED, EXIT_INTERRUPTED, ProjectError
+
+if TYPE_CHECKING:
+    import typer
 
 log = logging.getLogger("mlops_project")
 
@@ -55,6 +58,25 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         _log_crash()
         raise
     sys.exit(code)
+
+
+def run_typer(app: typer.Typer) -> NoReturn:
+    """`run_command` for a command whose options typer reads."""
+    from typer import Abort
+
+    def main() -> int | None:
+        try:
+            return app(standalone_mode=False)
+        except Abort:
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            # typer brings a click of its own, whose exceptions have no public name.
+            if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+                raise
+            error.show()
+            return error.exit_code
+
+    run_command(main)
 
 
 def _fail(message: str, code: int) -> int:

@@ -22,3 +22,9 @@ class InputError(ProjectError):
     """What the user handed over cannot be used: a setting, a folder, a table, a checkpoint."""
 
     exit_code = EXIT_USER_INPUT
+
+
+class Terminated(ProjectError):
+    """SIGTERM ended the program in good order."""
+
+    exit_code = EXIT_TERMINATED

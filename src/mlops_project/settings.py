@@ -94,9 +94,7 @@ def _keys_of(schema: Any, prefix: str) -> Iterable[Key]:
             name = f"list of {typing.get_args(kind)[0].__name__}"
         else:
             name = kind.__name__
-        yield Key(
-            prefix + field.name, name, type(None) in parts, default, dict(field.metadata)
-        )
+        yield Key(prefix + field.name, name, type(None) in parts, default, dict(field.metadata))
 
 
 def _is_union(hint: Any) -> bool:
@@ -314,7 +312,9 @@ def convert(key: Key, value: Any) -> Any:
     if "none" in facts["choices"] and (value is None or value is False):
         return "none"
     if facts["choices"]:
-        near = difflib.get_close_matches(_shown(value), [_shown(c) for c in facts["choices"]], 1, 0.5)
+        near = difflib.get_close_matches(
+            _shown(value), [_shown(c) for c in facts["choices"]], 1, 0.5
+        )
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{key.name}={_shown(value)}: must be {key.expected}{hint}")
     if isinstance(value, str) and value.lower() in facts["words"]:
@@ -353,8 +353,10 @@ def _scalar(key: Key, kind: str, value: Any) -> Any:
         or (kind == "int" and number != int(number))
     ):
         raise wrong
-    return int(value) if kind == "int" and not isinstance(value, str) else (
-        int(number) if kind == "int" else number
+    return (
+        int(value)
+        if kind == "int" and not isinstance(value, str)
+        else (int(number) if kind == "int" else number)
     )
 
 
@@ -392,7 +394,7 @@ def help_text() -> str:
         "Train a skin-lesion classifier.",
         "",
         "  uv run src/mlops_project/train.py data=demo",
-        "  uv run src/mlops_project/train.py model=efficientnet model.variant=b2 training.max_epochs=50",
+        "  uv run src/mlops_project/train.py model=efficientnet model.variant=b2 seed=7",
         "  uv run src/mlops_project/train.py -m seed=1,2,3            one run for each value",
         "",
         "Settings are written KEY=VALUE or --KEY=VALUE.",

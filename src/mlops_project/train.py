@@ -1,8 +1,8 @@
 """Train a skin-lesion classifier.
 
-    uv run src/mlops_project/train.py data=demo
-    uv run src/mlops_project/train.py model=efficientnet model.variant=b3 training.max_epochs=50
-    uv run src/mlops_project/train.py --help
+uv run src/mlops_project/train.py data=demo
+uv run src/mlops_project/train.py model=efficientnet model.variant=b3 training.max_epochs=50
+uv run src/mlops_project/train.py --help
 """
 
 from __future__ import annotations

@@ -28,11 +28,13 @@ ERASED_RATIO = (0.3, 3.3)
 # sharpness): in dermoscopy these are diagnostic.
 RANDAUGMENT_LARGEST = 30
 RANDAUGMENT_AMOUNTS = np.array(
-    [0.0]  # the identity
-    + [math.radians(30)]  # rotation
-    + [0.3, 0.3]  # shear along x, y
-    + [150 / 331, 150 / 331]  # shift along x, y, as a share of the side
-    + [0.9, 0.9, 0.9]  # change of the brightness, contrast, saturation factor
+    [
+        *[0.0],  # the identity
+        *[math.radians(30)],  # rotation
+        *[0.3, 0.3],  # shear along x, y
+        *[150 / 331, 150 / 331],  # shift along x, y, as a share of the side
+        *[0.9, 0.9, 0.9],  # change of the brightness, contrast, saturation factor
+    ]
 )
 # On a CPU as many pixels a thread at once as its cache can hold through all operations.
 CPU_PIXELS = 2**16

@@ -270,7 +270,13 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
 def _shown(results: Iterable[Any], total: int, progress: bool) -> Iterator[Any]:
     """Passes the results on, with a progress bar on a terminal and a line elsewhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     if not progress or not console.is_terminal:
@@ -278,8 +284,13 @@ def _shown(results: Iterable[Any], total: int, progress: bool) -> Iterator[Any]:
             log.info("decoding %d images", total)
         yield from results
         return
-    columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    columns = (
+        TextColumn("decoding images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(TextColumn("decoding images"), *columns, console=console, transient=True) as bar:
         yield from bar.track(results, total=total)
 
 
@@ -288,5 +299,6 @@ def _no_space(path: Path, needed: int) -> ProjectError:
     free = shutil.disk_usage(existing).free
     return ProjectError(
         f"{path}: the disk is full: decoded images need {needed / 2**20:.0f} MiB, "
-        f"{free / 2**20:.0f} MiB are free\nMake room, or name a folder on another disk: data.cache=FOLDER"
+        f"{free / 2**20:.0f} MiB are free\n"
+        "Make room, or name a folder on another disk: data.cache=FOLDER"
     )

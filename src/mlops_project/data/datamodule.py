@@ -100,6 +100,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         self.class_names = diagnoses.class_names(num_classes)
         self.source: Source | None = None
         self._cache: ImageCache | None = None
+        self._decoded: set[int] = set()
         self._training_batches: TrainingBatches | None = None
         self.split: np.ndarray
         self.labels: np.ndarray
@@ -109,6 +110,12 @@ class HAM10000DataModule(pl.LightningDataModule):
         """One row an image; see `sources.Source`."""
         assert self.source is not None, "call setup() first"
         return self.source.table
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a program made the images."""
+        assert self.source is not None, "call setup() first"
+        return self.source.synthetic
 
     def read(self) -> None:
         """Reads the table and makes the split; decodes nothing.
@@ -147,18 +154,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         """
         self.read()
         splits = {"validate": ("val",), "test": ("test",)}.get(stage or "fit", SPLITS)
-        wanted = np.flatnonzero(np.isin(self.split, splits))
-        if self._cache is not None and set(wanted) <= self._decoded:
-            return
-        folder = CACHE_FOLDER if self.settings.cache == "auto" else Path(self.settings.cache)
-        side = cached_side(self.image_size, self.settings.crop_fraction)
-        self._cache = open_cache(self.table, wanted, side, folder)
-        self._decoded = set(wanted)
-        bad = self._cache.unreadable
-        if bad:
-            named = [f"{self.table['image_id'].iloc[row]} ({why})" for row, why in bad.items()]
-            log.warning("%d images cannot be read and are left out: %s", len(bad), _some(named))
-            self.split[list(bad)] = UNUSED
+        self.decode(np.flatnonzero(np.isin(self.split, splits)))
         for name in splits:
             if not (self.split == name).any():
                 raise InputError(
@@ -166,6 +162,29 @@ class HAM10000DataModule(pl.LightningDataModule):
                     "at least three lesions\n(see uv run src/mlops_project/dataset.py check "
                     f"{self.settings.data_dir})"
                 )
+
+    def decode(self, rows: np.ndarray) -> dict[int, str]:
+        """Opens the cache with these rows in it; those that cannot be read become unused.
+
+        Args:
+            rows: int64 [N].
+
+        Returns:
+            Why, for each row that cannot be read.
+        """
+        wanted = set(rows.tolist())
+        if self._cache is not None and wanted <= self._decoded:
+            return self._cache.unreadable
+        folder = CACHE_FOLDER if self.settings.cache == "auto" else Path(self.settings.cache)
+        side = cached_side(self.image_size, self.settings.crop_fraction)
+        self._cache = open_cache(self.table, rows, side, folder)
+        self._decoded = wanted
+        bad = self._cache.unreadable
+        if bad:
+            named = [f"{self.table['image_id'].iloc[row]} ({why})" for row, why in bad.items()]
+            log.warning("%d images cannot be read and are left out: %s", len(bad), _some(named))
+            self.split[list(bad)] = UNUSED
+        return bad
 
     def rows_of(self, split: str) -> np.ndarray:
         """Rows of a split, int64."""

@@ -1,8 +1,8 @@
 """Synthetic dermoscopy-like images in HAM10000's own layout, for trying everything without data.
 
-The diagnoses differ as the ABCD rule of dermoscopy has it (Stolz et al., Eur. J. Dermatol. 4, 1994):
-by asymmetry, border, colours within the lesion and structures. The average colour of a lesion comes
-from one distribution for all of them, so that a model must look at the picture. Frequencies,
+The diagnoses differ as the ABCD rule of dermoscopy has it (Stolz et al., Eur. J. Dermatol. 4,
+1994): by asymmetry, border, colours within the lesion and structures. The average colour of a
+lesion has one distribution for all of them, so that a model must look at the picture. Frequencies,
 lesions with several pictures and missing ages follow HAM10000. They have no clinical meaning.
 """
 
@@ -46,6 +46,7 @@ SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face
 DARK, BLUE_GREY, RED = (62, 42, 36), (98, 108, 134), (176, 62, 60)
 PALE, WHITE, BROWN = (222, 190, 172), (238, 226, 216), (140, 92, 62)
 LAKE = (128, 28, 52)
+MANY = (DARK, BLUE_GREY, RED, WHITE)
 # A lesion is painted on a square of SIDE pixels that reaches from -REACH to REACH radii.
 SIDE, REACH = 208, 1.7
 # How far the average colour of a lesion is moved back to what was drawn for it, 1 is wholly.
@@ -79,7 +80,12 @@ LOOKS = {
     "df": Look((0.0, 0.15), (0.0, 0.06), (0.15, 0.3), (0.0, 0.4), (BROWN,), "scar"),
     "vasc": Look((0.0, 0.2), (0.0, 0.06), (0.03, 0.15), (0.0, 0.4), (RED, BROWN), "lacunae"),
     "mel": Look(
-        (0.1, 0.35), (0.04, 0.14), (0.03, 0.2), (0.35, 1.0), (DARK, BLUE_GREY, RED, WHITE), "streaks"
+        (0.1, 0.35),
+        (0.04, 0.14),
+        (0.03, 0.2),
+        (0.35, 1.0),
+        (DARK, BLUE_GREY, RED, WHITE),
+        "streaks",
     ),
     "bcc": Look((0.08, 0.25), (0.02, 0.08), (0.08, 0.25), (0.2, 0.6), (BLUE_GREY, PALE), "vessels"),
     "akiec": Look((0.1, 0.25), (0.05, 0.14), (0.2, 0.4), (0.2, 0.6), (RED, WHITE), "scales"),
@@ -108,7 +114,9 @@ def generate(
     """
     folder = Path(folder)
     if images < 100:
-        raise InputError(f"{images} synthetic images: at least 100, for three lesions of each class")
+        raise InputError(
+            f"{images} synthetic images: at least 100, so that each class has three lesions"
+        )
     recipe = {"format": FORMAT, "images": images, "seed": seed}
     if _made_of(folder) == recipe:
         return False
@@ -239,7 +247,9 @@ def draw_lesion(dx: str, seed: int, lesion_id: str) -> Lesion:
     bulge, notch = rng.uniform(*look.asymmetry), rng.uniform(*look.border)
     counts = np.array([1, 2, 3, 5, 7, 9, 11, 13])
     sizes = np.where(counts <= 3, bulge / np.sqrt(3), notch / np.sqrt(5))
-    waves = np.column_stack([counts, sizes * rng.uniform(0.7, 1.3, 8), rng.uniform(0, 2 * np.pi, 8)])
+    waves = np.column_stack(
+        [counts, sizes * rng.uniform(0.7, 1.3, 8), rng.uniform(0, 2 * np.pi, 8)]
+    )
     tan = rng.uniform(0, 1)
     skin = (1 - tan) * np.array([234, 200, 184]) + tan * np.array([196, 150, 124])
     red = rng.uniform(0, 1)
@@ -249,7 +259,7 @@ def draw_lesion(dx: str, seed: int, lesion_id: str) -> Lesion:
         seed=[seed, number, 3],
         radius=rng.uniform(0.45, 0.8),
         stretch=rng.uniform(1.0, 1.35),
-        waves=waves,
+        waves=np.column_stack([counts, sizes, phases]),
         softness=rng.uniform(*look.softness),
         patches=rng.uniform(*look.patches),
         contrast=np.float32(rng.uniform(*CONTRAST)),
@@ -296,7 +306,7 @@ def paint(lesion: Lesion) -> tuple[np.ndarray, np.ndarray]:
         RGB, float32 [SIDE, SIDE, 3], 0 to 255, and its outline, float32 [SIDE, SIDE], 1 inside.
     """
     rng = np.random.default_rng(lesion.seed)
-    u, v, distance, theta = _own_axes()
+    _, _, distance, theta = _own_axes()
     angles = np.linspace(-np.pi, np.pi, 721)
     count, size, phase = lesion.waves.T[:, :, None]
     outline = np.interp(theta, angles, 1 + (size * np.cos(count * angles + phase)).sum(axis=0))

@@ -70,7 +70,7 @@ class TrainingBatches(Sampler):
         # Every process must take part in every step with as many images as the others.
         total -= total % self.world
         bounds = [(start, min(start + step, total)) for start in range(0, total, step)]
-        # Batch normalisation cannot learn from a single image; another epoch leaves out another one.
+        # Batch normalisation cannot learn from one image; each epoch leaves out another.
         if len(bounds) > 1 and self.batch_size > 1:
             start, stop = bounds[-1]
             if stop - start == self.world:

@@ -40,7 +40,7 @@ SYNTHETIC_MARKER = "SYNTHETIC.json"  # lies in folders whose images a program ma
 
 ACCEPTED = """Accepted, recognised by looking:
   Kaggle      HAM10000_metadata.csv, HAM10000_images_part_1/ and _part_2/
-  Dataverse   HAM10000_metadata (.csv, .tab or no ending), HAM10000_images_part_1.zip and _part_2.zip
+  Dataverse   HAM10000_metadata (.csv, .tab, no ending), HAM10000_images_part_1.zip and _part_2.zip
   ISIC 2018   *_Input/ with the images and *_GroundTruth.csv, one column a diagnosis
   plain       images/ and metadata/ with one table: image_id, dx, and lesion_id if known"""
 
@@ -212,7 +212,7 @@ def _zipped(place: Path) -> Iterator[tuple[str, str, str]]:
                 if not member.startswith("__MACOSX"):
                     yield member.rsplit("/", 1)[-1], str(place), member
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{place}: not a readable zip archive ({error}); fetch it again") from error
+        raise InputError(f"{place}: not a readable zip archive: {error}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -234,9 +234,13 @@ def _read_text(path: Path) -> str:
             data = path.read_bytes()
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
-    for encoding in ("utf-8-sig", "utf-16") if data[:2] in (b"\xff\xfe", b"\xfe\xff") else (
-        "utf-8-sig",
-        "latin-1",
+    for encoding in (
+        ("utf-8-sig", "utf-16")
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        else (
+            "utf-8-sig",
+            "latin-1",
+        )
     ):
         try:
             text = data.decode(encoding)
@@ -263,7 +267,7 @@ def _read_table(path: Path) -> pd.DataFrame:
             engine="c",
         )
     except pd.errors.EmptyDataError:
-        raise InputError(f"{path}: the table is empty; it needs a header and a row an image") from None
+        raise InputError(f"{path}: the table is empty; it needs one row an image") from None
     except (pd.errors.ParserError, ValueError, csv.Error, OverflowError) as error:
         reason = str(error).strip().splitlines()[0][:150]
         raise InputError(f"{path}: not a readable table ({reason})") from error
@@ -311,7 +315,7 @@ def _read_metadata(path: Path) -> pd.DataFrame:
 
 
 def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
-    """A one-hot ground truth, with the lesions of a LesionGroupings table beside it if there is one."""
+    """A one-hot ground truth, with the lesions of a LesionGroupings table if there is one."""
     raw = _read_table(path)
     _require(raw, ("image",), path)
     classes = [c for c in raw.columns if c != "image"]

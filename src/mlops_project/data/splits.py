@@ -22,7 +22,7 @@ def _order_key(seed: int, purpose: str, name: str) -> int:
 
 def _lesions(table: pd.DataFrame, seed: int, purpose: str) -> pd.DataFrame:
     """One row a lesion (index lesion_id): its diagnosis, number of images and hashed order."""
-    # A lesion with two diagnoses counts as its most frequent one, the alphabetically first of equals.
+    # A lesion with two diagnoses counts as its most frequent one, or the first by alphabet.
     counts = table.groupby(["lesion_id", "dx"]).size().reset_index(name="images")
     counts = counts.sort_values(["images", "dx"], ascending=[False, True])
     lesions = counts.drop_duplicates("lesion_id").set_index("lesion_id")[["dx"]]
@@ -98,6 +98,6 @@ def subsample(
 
 
 def split_hash(table: pd.DataFrame, split: np.ndarray) -> str:
-    """16 hexadecimal digits that name a split: equal for equal (image_id, split) pairs in any order."""
+    """16 hexadecimal digits, equal for equal (image_id, split) pairs in any order."""
     lines = sorted(f"{image},{part}" for image, part in zip(table["image_id"], split, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

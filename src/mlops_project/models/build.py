@@ -141,5 +141,3 @@ def freeze(network: nn.Module, frozen: list[nn.Parameter]) -> None:
 def count_parameters(network: nn.Module) -> int:
     """Number of learned weights."""
     return sum(p.numel() for p in network.parameters())
-
-

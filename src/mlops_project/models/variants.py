@@ -84,7 +84,10 @@ def check_model_settings(settings: ModelConfig) -> None:
     if name == "timm" and not settings.variant:
         raise InputError("model=timm needs model.variant=NAME, such as convnext_atto")
     if name == "baseline_cnn":
-        for key, value in (("variant", settings.variant), ("pretrained_path", settings.pretrained_path)):
+        for key, value in (
+            ("variant", settings.variant),
+            ("pretrained_path", settings.pretrained_path),
+        ):
             if value is not None:
                 raise InputError(
                     f"model.{key}={value}: baseline_cnn has none; "

@@ -39,7 +39,9 @@ def hub_has(pretrained_cfg: dict) -> str | None:
     url = hf_hub_url(repository, name)
     try:
         # A third of the time for the connection, since a name may have several addresses.
-        answer = requests.head(url, timeout=(HUB_SECONDS / 3, HUB_SECONDS / 2), allow_redirects=False)
+        answer = requests.head(
+            url, timeout=(HUB_SECONDS / 3, HUB_SECONDS / 2), allow_redirects=False
+        )
     except requests.RequestException:
         return f"{constants.ENDPOINT} cannot be reached"
     return None if answer.status_code < 400 else f"{url} answers {answer.status_code}"

@@ -118,6 +118,7 @@ def metadata(config: Config, built: BuiltModel, data: HAM10000DataModule) -> dic
         },
         "config": to_container(config),
         "weights": built.weights,
+        "synthetic": data.synthetic,
         "split_hash": data.split_hash(),
         "split": {
             "image_id": table["image_id"].tolist(),

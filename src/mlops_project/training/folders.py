@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ SUMMARY = Path("reports/training_metrics.csv")
 
 
 def new_run_folder(model: str, root: Path = MODELS) -> Path:
-    """Makes `root/model/version_N` with the next free N; of runs that start together each gets its own.
+    """Makes `root/model/version_N` with the next free N; no two runs get the same.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -41,13 +43,28 @@ def new_run_folder(model: str, root: Path = MODELS) -> Path:
             return folder
 
 
+def run_folder_of(checkpoint: str) -> Path | None:
+    """The folder `…/version_N` of the run that wrote a checkpoint; None if it lies elsewhere."""
+    folder = Path(checkpoint).absolute().parents[1]
+    number = folder.name.removeprefix("version_")
+    if (
+        folder.name == number
+        or not number.isdigit()
+        or Path(checkpoint).parent.name != "checkpoints"
+    ):
+        return None
+    return Path(os.path.relpath(folder))
+
+
 def new_log_file(root: Path = LOGS, program: str = "train") -> Path:
     """Makes an empty `root/<program>_<date>_<time>.log` that no other run writes to."""
     root.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     number = 1
     while True:
-        path = root / (f"{program}_{stamp}.log" if number == 1 else f"{program}_{stamp}_{number}.log")
+        path = root / (
+            f"{program}_{stamp}.log" if number == 1 else f"{program}_{stamp}_{number}.log"
+        )
         try:
             path.touch(exist_ok=False)
         except FileExistsError:

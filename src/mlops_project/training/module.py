@@ -48,6 +48,7 @@ class LesionClassifier(pl.LightningModule):
         self.loss = loss
         self.steps_per_epoch = steps_per_epoch
         self.metadata = metadata
+        self.used_learning_rate = 0.0  # the head's, in the latest step
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)
@@ -78,7 +79,9 @@ class LesionClassifier(pl.LightningModule):
     def training_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
         outputs = self._outputs(batch)
         self.log("train_loss_step", outputs["loss"].detach(), on_step=True, on_epoch=False)
-        self.log("learning_rate", self.learning_rate, on_step=True, on_epoch=False)
+        # Once the step is done the schedule has set the next one's rate.
+        self.used_learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("learning_rate", self.used_learning_rate, on_step=True, on_epoch=False)
         return outputs
 
     def validation_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
@@ -100,12 +103,7 @@ class LesionClassifier(pl.LightningModule):
             "rows": rows,
         }
 
-    @property
-    def learning_rate(self) -> float:
-        """The head's present learning rate."""
-        return self.trainer.optimizers[0].param_groups[0]["lr"]
-
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         settings = self.config.training
         rate = float(settings.learning_rate or self.config.model.learning_rate)
         groups = parameter_groups(

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mlops_project.config import TrainingConfig
 from mlops_project.errors import InputError
 
-# OneCycle's shape: Smith and Topin, Super-Convergence, 2018; the values are those of PyTorch's OneCycleLR.
+# OneCycle's shape: Smith and Topin, Super-Convergence, 2018; the values: PyTorch's OneCycleLR.
 ONECYCLE_WARMUP = 0.3
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = 1e-4 / 25
@@ -25,7 +25,7 @@ def check_optimizer(name: str) -> None:
 
     from timm.optim import list_optimizers
 
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if name.lower() not in known:
         near = difflib.get_close_matches(name.lower(), known, 3, 0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "adamw is a good choice"
@@ -113,11 +113,13 @@ class Schedule(LRScheduler):
         self.floor = min(1.0, settings.min_learning_rate / learning_rate)
         self.factor, self.power = settings.lr_factor, settings.lr_power
         self.step_epochs, self.patience = settings.lr_step_epochs, settings.lr_patience
-        self.elapsed = 0.0  # share of training.max_time used: the schedule ends with the earlier of both
+        self.elapsed = (
+            0.0  # share of training.max_time used: the schedule ends with the earlier of both
+        )
         self.reductions, self.bad_epochs, self.best = 0, 0, math.inf
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         """The rate of each group at the present step; called by `step`."""
         factor = self.multiplier(self.last_epoch)
         return [rate * factor for rate in self.base_lrs]
@@ -130,7 +132,7 @@ class Schedule(LRScheduler):
                 return ONECYCLE_START + (1 - ONECYCLE_START) * (1 - math.cos(math.pi * rise)) / 2
             return rise
         p = (t - self.warmup) / max(1, self.total - self.warmup)
-        p = min(1.0, max(p, self.elapsed))
+        p = min(1.0, p)
         m = self.floor
         if self.name == "cosine":
             return m + (1 - m) * (1 + math.cos(math.pi * p)) / 2
@@ -164,7 +166,7 @@ class Schedule(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Only what changes in a run: a resumed run may have been given more epochs."""
-        names = ("last_epoch", "_step_count", "reductions", "bad_epochs", "best", "elapsed")
+        names = ("last_epoch", "_step_count", "reductions", "bad_epochs", "best")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from mlops_project.console import start_console, stop_logging
 from mlops_project.errors import InputError
 from mlops_project.files import atomic_write
 from mlops_project.metrics import NAMES, classification_metrics
@@ -84,7 +84,9 @@ class EpochMetrics(Callback):
         outputs = self.outputs.pop(split, [])
         if not outputs:
             return
-        joined = {n: _gather(torch.cat([o[n].to(module.device) for o in outputs])) for n in outputs[0]}
+        joined = {
+            n: _gather(torch.cat([o[n].to(module.device) for o in outputs])) for n in outputs[0]
+        }
         order = np.argsort(joined["rows"], kind="stable")
         labels, probabilities = joined["labels"][order], joined["probabilities"][order]
         losses = joined["losses"][order].astype(np.float64)
@@ -123,7 +125,7 @@ class EpochTable(Callback):
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": pl_module.used_learning_rate,
         }
         row |= {n: v for n, v in self.metrics.latest.items() if not n.startswith("test_")}
         self.rows.append(row)
@@ -184,11 +186,7 @@ def start_logging(path: Path | None) -> None:
     Args:
         path: the log file; None on processes other than the first, which stay silent.
     """
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
+    stop_logging()
     # Lightning's remarks on devices and its tips are not about this run.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.captureWarnings(True)
@@ -203,18 +201,4 @@ def start_logging(path: Path | None) -> None:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
     warnings_log.addHandler(file)
-    console: logging.Handler = logging.StreamHandler(sys.stdout)
-    if sys.stdout.isatty():
-        from rich.logging import RichHandler
-
-        console = RichHandler(show_time=False, show_path=False, show_level=False)
-    console.setFormatter(_ConsoleFormatter())
-    log.addHandler(console)
-
-
-class _ConsoleFormatter(logging.Formatter):
-    """The message alone, with its level where it is a warning or worse."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+    start_console()

@@ -1,0 +1,54 @@
+"""Evaluate a trained model.
+
+uv run src/mlops_project/evaluate.py --checkpoint models/resnet/version_0/checkpoints/last.ckpt
+uv run src/mlops_project/evaluate.py --checkpoint CKPT --data-dir DIR --split all
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlops_project.command_line import run_typer
+from mlops_project.console import start_console
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Split(StrEnum):
+    """Which images."""
+
+    val = "val"
+    test = "test"
+    all = "all"
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option(help="Trained model: a file of checkpoints/.")],
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder with images and table (default: the run's own).")
+    ] = None,
+    split: Annotated[
+        Split, typer.Option(help="Images the run has never seen count as test.")
+    ] = Split.test,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write to (default: reports/evaluation/<model>-version_N)."),
+    ] = None,
+) -> None:
+    """Evaluates a trained model: metrics.json, predictions.csv and confusion_matrix.png.
+
+    The split is the run's own, so that no image it was trained on is counted.
+    """
+    from mlops_project.evaluation.report import evaluate as run
+
+    start_console()
+    run(checkpoint, data_dir, split.value, output)
+
+
+if __name__ == "__main__":
+    run_typer(app)

@@ -1,0 +1,83 @@
+"""An evaluation from beginning to end: predict, measure, write, show."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlops_project.evaluation import evaluator
+from mlops_project.evaluation.pictures import draw_confusion_matrix
+
+
+def evaluate(
+    checkpoint: Path, data_dir: str | None = None, split: str = "test", output: Path | None = None
+) -> dict[str, Any]:
+    """Evaluates a checkpoint; writes metrics.json, predictions.csv and confusion_matrix.png.
+
+    Args:
+        checkpoint: of a run.
+        data_dir: folder with images; None: the run's own.
+        split: "val", "test" or "all".
+        output: folder to write to; None: reports/evaluation/<model>-version_N.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        InputError: checkpoint, folder or split cannot be used.
+    """
+    model = evaluator.load_model(checkpoint)
+    data, rows = evaluator.open_images(model, data_dir, split)
+    predictions = evaluator.predict(model, data, rows)
+    facts = {
+        "checkpoint": str(checkpoint),
+        "model": model.config.model.name,
+        "data_dir": str(data.settings.data_dir),
+        "split": split,
+        "synthetic": data.synthetic or model.facts["synthetic"],
+        **evaluator.measure(model, predictions),
+    }
+    folder = output or evaluator.default_output(checkpoint)
+    evaluator.write(folder, facts, predictions)
+    title = f"{model.config.model.name}, {facts['n_images']} images ({split})"
+    title += "\nSYNTHETIC DATA" if facts["synthetic"] else ""
+    draw_confusion_matrix(predictions, model.class_names, folder / "confusion_matrix.png", title)
+    show(facts, folder)
+    return facts
+
+
+def show(facts: dict[str, Any], folder: Path) -> None:
+    """Prints the metrics, and where the files are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    note = ", SYNTHETIC DATA" if facts["synthetic"] else ""
+    images, lesions = facts["n_images"], facts["n_lesions"]
+    table = Table(
+        title=f"{facts['model']}, {facts['split']}: {images} images, {lesions} lesions{note}"
+    )
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, metric in facts["metrics"].items():
+        table.add_row(name.replace("_", " "), _shown(metric["value"]))
+    console.print(table)
+    columns = list(next(iter(facts["per_class"].values())))
+    table = Table(title="each class against the rest")
+    table.add_column("class")
+    for column in columns:
+        table.add_column(column.removeprefix("n_").replace("_", " "), justify="right")
+    for name, values in facts["per_class"].items():
+        table.add_row(name, *(_shown(values[c]) for c in columns))
+    console.print(table)
+    text = f"written to {folder}/: metrics.json, predictions.csv, confusion_matrix.png"
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _shown(value: float) -> str:
+    if isinstance(value, (int, np.integer)):
+        return str(value)
+    return "–" if math.isnan(value) else f"{value:.3f}"

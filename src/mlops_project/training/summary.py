@@ -1,0 +1,127 @@
+"""What a run leaves to read: its settings and split before, the table of results after."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlops_project import settings
+from mlops_project.config import Config
+from mlops_project.data.datamodule import HAM10000DataModule
+from mlops_project.data.splits import SPLITS
+from mlops_project.files import atomic_write
+from mlops_project.models.build import BuiltModel, count_parameters
+from mlops_project.training import folders
+
+log = logging.getLogger("mlops_project")
+
+METRICS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_score": "F1 score",
+    "auroc": "AUROC",
+}
+
+
+def describe(config: Config, built: BuiltModel, data: HAM10000DataModule, folder: Path) -> None:
+    """Writes settings and split into the run's folder, and says what is about to happen."""
+    with atomic_write(folder / "config.yaml") as file:
+        yaml.safe_dump(settings.to_container(config), file, sort_keys=False)
+    split = data.table[["image_id", "lesion_id", "dx"]].assign(split=data.split)
+    with atomic_write(folder / "split.csv") as file:
+        split.to_csv(file, index=False)
+    if data.synthetic:
+        log.info("SYNTHETIC DATA: images made by a program, without clinical meaning")
+    log.info(
+        "%s, %.1f M parameters, weights: %s",
+        " ".join(filter(None, (config.model.name, config.model.variant))),
+        count_parameters(built.network) / 1e6,
+        built.weights,
+    )
+    log.info(
+        "%s: %s images at %d px, %d classes, split %s",
+        config.data.data_dir,
+        ", ".join(f"{len(data.rows_of(s))} {s}" for s in SPLITS),
+        data.image_size,
+        config.model.num_classes,
+        data.split_hash(),
+    )
+    log.info("writing to %s", folder)
+
+
+def summary_row(
+    config: Config,
+    data: HAM10000DataModule,
+    folder: Path,
+    checkpoint: Path,
+    best: dict[str, Any],
+    test: dict[str, float],
+    epochs: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """The run's row in reports/training_metrics.csv: its best epoch's metrics."""
+    return {
+        "run": str(folder),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "model": config.model.name,
+        "variant": config.model.variant or "",
+        "num_classes": config.model.num_classes,
+        "data": config.data.data_dir,
+        "synthetic": data.synthetic,
+        "image_size": data.image_size,
+        "seed": config.seed,
+        "epochs": epochs,
+        "seconds": round(seconds, 1),
+        "monitor": config.training.monitor_metric,
+        **{f"best_{n}" if n == "epoch" else n: v for n, v in best.items()},
+        **test,
+        "checkpoint": str(checkpoint),
+    }
+
+
+def report(
+    config: Config,
+    built: BuiltModel,
+    data: HAM10000DataModule,
+    folder: Path,
+    checkpoint: Path,
+    best: dict[str, Any],
+    test: dict[str, float],
+    log_path: Path | None,
+) -> None:
+    """Prints the results and where they are, and adds the same to the log."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{config.model.name}, best epoch {best.get('epoch', 0) + 1}"
+    table = Table(title=title + (", SYNTHETIC DATA" if data.synthetic else ""))
+    table.add_column("metric")
+    for name in ("training", "validation", "test"):
+        table.add_column(name, justify="right")
+    for metric, name in METRICS.items():
+        values = [best.get(f"{s}_{metric}", math.nan) for s in ("train", "val")]
+        values.append(test.get(f"test_{metric}", math.nan))
+        table.add_row(name, *("–" if math.isnan(v) else f"{v:.3f}" for v in values))
+    places = [
+        f"best checkpoint  {checkpoint}",
+        f"run folder       {folder}/  (metrics.csv, curves.png, split.csv, config.yaml)",
+        f"all runs         {folders.SUMMARY}",
+        f"log              {log_path}",
+        f"weights          {built.weights}",
+        f"next             uv run src/mlops_project/evaluate.py --checkpoint {checkpoint}",
+    ]
+    record = Console(width=100, record=True, file=io.StringIO())
+    for console in (Console(), record):
+        console.print(table)
+        for place in places:
+            console.print(place, soft_wrap=True, highlight=False, markup=False)
+    if log_path is not None:
+        with log_path.open("a", encoding="utf-8") as file:
+            file.write(record.export_text())

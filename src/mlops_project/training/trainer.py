@@ -1,0 +1,130 @@
+"""Lightning's trainer, set up from the settings."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    RichProgressBar,
+    TQDMProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from mlops_project.config import Config, TrainingConfig
+from mlops_project.errors import InputError
+from mlops_project.training import folders
+from mlops_project.training.checkpoints import AtomicCheckpointIO
+from mlops_project.training.finetuning import Unfreezing, freezes
+from mlops_project.training.tracking import monitor_mode
+
+log = logging.getLogger("mlops_project")
+
+
+def build_trainer(config: Config, folder: Path | None, callbacks: list[Callback]) -> pl.Trainer:
+    """Lightning's trainer for these settings.
+
+    Args:
+        config: of the run.
+        folder: the run's folder; None on processes other than the first, which log nothing.
+        callbacks: to run besides early stopping, unfreezing and the progress bar.
+    """
+    options = config.training
+    callbacks = list(callbacks)
+    if options.early_stopping_patience:
+        callbacks.append(
+            EarlyStopping(
+                options.monitor_metric,
+                mode=monitor_mode(options.monitor_metric),
+                patience=options.early_stopping_patience,
+                check_on_train_epoch_end=True,
+                # A loss that is not finite has diverged; an AUROC may lack a class.
+                check_finite=options.monitor_metric.endswith("_loss"),
+            )
+        )
+    if freezes(options):
+        callbacks.append(Unfreezing(options))
+    bar = _progress_bar(options) if folder is not None else None
+    accelerator = _accelerator(options)
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=_devices(options),
+        max_epochs=options.max_epochs,
+        limit_train_batches=options.limit_train_batches,
+        limit_val_batches=options.limit_val_batches,
+        log_every_n_steps=options.log_every_n_steps,
+        callbacks=[*callbacks, bar] if bar else callbacks,
+        logger=_loggers(folder) or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=folders.LOGS,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=bar is not None,
+    )
+
+
+def keep_checkpoints(config: Config, folder: Path | None) -> ModelCheckpoint:
+    """Keeps the best epochs and the last one, in the run's folder."""
+    options = config.training
+    return ModelCheckpoint(
+        dirpath=folder / "checkpoints" if folder else None,
+        filename=f"{{epoch:03d}}-{{{options.monitor_metric}:.3f}}",
+        monitor=options.monitor_metric if options.save_top_k else None,
+        mode=monitor_mode(options.monitor_metric),
+        save_top_k=options.save_top_k,
+        save_last=options.save_last or options.save_top_k == 0,
+        # After the epoch's metrics and table are complete, so that a checkpoint holds them.
+        save_on_train_epoch_end=True,
+    )
+
+
+def _accelerator(options: TrainingConfig) -> str:
+    if options.accelerator == "gpu" and not torch.cuda.is_available():
+        raise InputError(
+            "training.accelerator=gpu: PyTorch sees no GPU here (is its driver installed?)\n"
+            "training.accelerator=auto takes what there is."
+        )
+    if options.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise InputError("training.accelerator=mps: PyTorch sees no Apple GPU here")
+    return options.accelerator
+
+
+def _devices(options: TrainingConfig) -> int | str:
+    if options.devices == "auto":
+        # Several processes on one CPU only get in each other's way.
+        return "auto" if torch.cuda.is_available() and options.accelerator != "cpu" else 1
+    if not options.devices.isdigit() or int(options.devices) < 1:
+        raise InputError(f"training.devices={options.devices}: must be a number from 1, or auto")
+    count = int(options.devices)
+    if options.accelerator in ("auto", "gpu") and 0 < torch.cuda.device_count() < count:
+        raise InputError(
+            f"training.devices={count}: only {torch.cuda.device_count()} GPUs are here"
+        )
+    return count
+
+
+def _loggers(folder: Path | None) -> list[Logger]:
+    if folder is None:
+        return []
+    number = int(folder.name.removeprefix("version_"))
+    name = f"{folder.parent.name}_{folder.name}"
+    return [
+        TensorBoardLogger(folder.parents[1], name=folder.parent.name, version=number),
+        CSVLogger(folders.LOGS, name="lightning_logs", version=name),
+    ]
+
+
+def _progress_bar(options: TrainingConfig) -> Callback | None:
+    """None in a pipe or a file: the log has a line for each epoch."""
+    bars: dict[str, Any] = {"rich": RichProgressBar, "tqdm": TQDMProgressBar}
+    if options.progress_bar == "none" or not sys.stdout.isatty():
+        return None
+    return bars[options.progress_bar](leave=False)
