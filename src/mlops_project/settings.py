@@ -206,8 +206,8 @@ def _checked_override(override: str) -> tuple[str, str]:
         if "," in plain:
             raise InputError(_several(name, value))
         if plain not in choices and not (name == "experiment" and plain in _NONE):
-            near = difflib.get_close_matches(plain, choices, 1, 0.4)
-            hint = f"; did you mean {name}={near[0]}?" if near else ""
+            close = difflib.get_close_matches(plain, choices, 1, 0.4)
+            hint = f"; did you mean {name}={close[0]}?" if close else ""
             raise InputError(
                 f"{name}={plain}: no such file in configs/{name}/{hint}\n"
                 f"Known: {', '.join(choices)}"

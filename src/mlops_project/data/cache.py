@@ -236,7 +236,7 @@ def _build(
             return row, str(error).splitlines()[0][:120]
         _write_all(pixels_file, pixels.tobytes(), row * pixels.nbytes)
         # Written after the pixels: what is flagged is there, even if the process is killed now.
-        record = np.array([DONE, zlib.crc32(pixels)], dtype="<u4")
+        record = np.array([DONE, zlib.crc32(pixels.data)], dtype="<u4")
         _write_all(records_file, record.tobytes(), row * 8)
         return row, None
 
@@ -285,7 +285,6 @@ def _shown(results: Iterable[Any], total: int, progress: bool) -> Iterator[Any]:
         yield from results
         return
     columns = (
-        TextColumn("decoding images"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -247,9 +247,7 @@ def draw_lesion(dx: str, seed: int, lesion_id: str) -> Lesion:
     bulge, notch = rng.uniform(*look.asymmetry), rng.uniform(*look.border)
     counts = np.array([1, 2, 3, 5, 7, 9, 11, 13])
     sizes = np.where(counts <= 3, bulge / np.sqrt(3), notch / np.sqrt(5))
-    waves = np.column_stack(
-        [counts, sizes * rng.uniform(0.7, 1.3, 8), rng.uniform(0, 2 * np.pi, 8)]
-    )
+    sizes, phases = sizes * rng.uniform(0.7, 1.3, 8), rng.uniform(0, 2 * np.pi, 8)
     tan = rng.uniform(0, 1)
     skin = (1 - tan) * np.array([234, 200, 184]) + tan * np.array([196, 150, 124])
     red = rng.uniform(0, 1)

@@ -56,10 +56,8 @@ def show(facts: dict[str, Any], folder: Path) -> None:
 
     console = Console()
     note = ", SYNTHETIC DATA" if facts["synthetic"] else ""
-    images, lesions = facts["n_images"], facts["n_lesions"]
-    table = Table(
-        title=f"{facts['model']}, {facts['split']}: {images} images, {lesions} lesions{note}"
-    )
+    count = f"{facts['n_images']} images, {facts['n_lesions']} lesions"
+    table = Table(title=f"{facts['model']}, {facts['split']}{note}\n{count}", min_width=32)
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, metric in facts["metrics"].items():

@@ -1,4 +1,4 @@
-"""Weights to start from: ImageNet's from the hub, or a local file. Nothing in a file is executed."""
+"""Weights to start from: ImageNet's from the hub, or a file. Nothing in a file is executed."""
 
 from __future__ import annotations
 

@@ -113,9 +113,6 @@ class Schedule(LRScheduler):
         self.floor = min(1.0, settings.min_learning_rate / learning_rate)
         self.factor, self.power = settings.lr_factor, settings.lr_power
         self.step_epochs, self.patience = settings.lr_step_epochs, settings.lr_patience
-        self.elapsed = (
-            0.0  # share of training.max_time used: the schedule ends with the earlier of both
-        )
         self.reductions, self.bad_epochs, self.best = 0, 0, math.inf
         super().__init__(optimizer)
 
