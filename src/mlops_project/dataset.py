@@ -44,7 +44,8 @@ def check(folder: Folder = Path("data/ham10000")) -> int:
     """Looks for missing, unreadable and doubled images, and for leaks between splits."""
     from rich.console import Console
 
-    from mlops_project.data.check import check_folder, print_report
+    from mlops_project.data.check import check_folder
+    from mlops_project.data.check_report import print_report
 
     start_console()
     report = check_folder(folder)
