@@ -21,6 +21,8 @@ _ADVICE = {
     errno.EDQUOT: "your quota is used up: make room and run the same command again",
     errno.EROFS: "this folder is read-only: run the command in a folder that can be written to",
     errno.EACCES: "no permission: run the command in a folder that you may write to",
+    errno.ENOTDIR: "a file is where a folder has to be: move it away",
+    errno.EEXIST: "a file is where a folder has to be: move it away",
     errno.EPERM: "no permission: run the command in a folder that you may write to",
 }
 

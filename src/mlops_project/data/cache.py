@@ -233,7 +233,7 @@ def _build(
         except UnreadableImage as error:
             return row, str(error)
         except (OSError, ValueError) as error:
-            return row, str(error).splitlines()[0][:120]
+            return row, (str(error) or type(error).__name__).splitlines()[0][:120]
         _write_all(pixels_file, pixels.tobytes(), row * pixels.nbytes)
         # Written after the pixels: what is flagged is there, even if the process is killed now.
         record = np.array([DONE, zlib.crc32(pixels.data)], dtype="<u4")

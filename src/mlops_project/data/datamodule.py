@@ -131,12 +131,6 @@ class HAM10000DataModule(pl.LightningDataModule):
 
             generate(Path(settings.data_dir))
         source = read_source(settings.data_dir)
-        if source.missing:
-            log.warning(
-                "%d images of the table do not exist and are left out: %s",
-                len(source.missing),
-                _some(list(source.missing)),
-            )
         table = source.table
         self.labels = diagnoses.labels(table["dx"], self.num_classes)
         split = split_by_lesion(table, self.seed, settings.val_fraction, settings.test_fraction)
@@ -175,6 +169,10 @@ class HAM10000DataModule(pl.LightningDataModule):
         wanted = set(rows.tolist())
         if self._cache is not None and wanted <= self._decoded:
             return self._cache.unreadable
+        missing = self.source.missing if self.source and self._cache is None else ()
+        if missing:
+            named = _some(list(missing))
+            log.warning("%d images of the table do not exist, left out: %s", len(missing), named)
         folder = CACHE_FOLDER if self.settings.cache == "auto" else Path(self.settings.cache)
         side = cached_side(self.image_size, self.settings.crop_fraction)
         self._cache = open_cache(self.table, rows, side, folder)

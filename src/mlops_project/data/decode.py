@@ -62,6 +62,8 @@ def decode(data: bytes, side: int) -> np.ndarray:
 def _torchvision_decoder():
     from torchvision.io import ImageReadMode, decode_jpeg
 
+    # It has announced that it will leave torchvision; until then it is the fastest decoder.
+    warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities")
     return lambda data: decode_jpeg(data, mode=ImageReadMode.RGB)
 
 

@@ -123,9 +123,9 @@ def read_bytes(path: str, member: str = "") -> bytes:
     # Opening an archive reads its whole directory, so each thread keeps its own open.
     key = (path, os.getpid(), os.stat(path).st_mtime_ns)
     opened = _archives.__dict__.setdefault("opened", {})
-    if key not in opened:
-        opened[key] = zipfile.ZipFile(path)
     try:
+        if key not in opened:
+            opened[key] = zipfile.ZipFile(path)
         if opened[key].getinfo(member).file_size > MAX_IMAGE_BYTES:
             raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
         return opened[key].read(member)

@@ -16,6 +16,8 @@ from mlops_project.models.weights import load_file
 # timm have them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of a new head's weights: Dosovitskiy et al., ViT, 2021, and Liu et al., ConvNeXt, 2022, in timm.
+HEAD_STD = 0.02
 
 
 @dataclass
@@ -71,11 +73,25 @@ def build_model(settings: ModelConfig, image_size: int, *, load_weights: bool = 
             tuple(expected.get("mean") or IMAGENET_MEAN),
             tuple(expected.get("std") or IMAGENET_STD),
         )
+        _start_small(built.network)
     if load_weights:
         for path in (settings.pretrained_path, settings.init_from):
             if path:
                 built.weights = load_file(built.network, path)
     return built
+
+
+def _start_small(network: nn.Module) -> None:
+    """Gives a new head small weights, so that the first predictions are even.
+
+    timm's own start of some heads depends on the number of classes and is far too large for few.
+    """
+    last = head(network)
+    for module in last if isinstance(last, (tuple, list)) else (last,):
+        for part in module.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=HEAD_STD)
+                nn.init.zeros_(part.bias) if part.bias is not None else None
 
 
 def _build_baseline(settings: ModelConfig, image_size: int) -> BuiltModel:

@@ -123,13 +123,13 @@ def fit(
     """Lightning's fit, with an interruption raised as what it is."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SIGTERMException:
+        raise Terminated("ended by SIGTERM; the epochs done so far are kept") from None
     except SystemExit:
         # Lightning turns Ctrl-C into exit code 1.
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    except SIGTERMException:
-        raise Terminated("ended by SIGTERM; the epochs done so far are kept") from None
     early = trainer.early_stopping_callback
     if isinstance(early, EarlyStopping) and early.stopped_epoch:
         log.info("stopped early: %s", early.stopping_reason_message)

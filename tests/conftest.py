@@ -1,0 +1,74 @@
+"""What every test needs: quiet libraries, no network, and small folders of real image files."""
+
+from __future__ import annotations
+
+import os
+
+# Read when the libraries are imported. Two test processes share the cores; Weights & Biases and
+# the hub of weights are addresses where nobody answers.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MPLBACKEND="Agg",
+    COLUMNS="100",
+    WANDB_BASE_URL="http://127.0.0.1:9",
+    WANDB_ERROR_REPORTING="false",
+    WANDB_SILENT="true",
+    HF_ENDPOINT="http://127.0.0.1:9",
+)
+os.environ.pop("WANDB_API_KEY", None)
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+COMMANDS = Path(__file__).resolve().parents[1] / "src" / "mlops_project"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_places(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Libraries write into a folder of the tests."""
+    for name in (
+        "WANDB_DATA_DIR",
+        "WANDB_CACHE_DIR",
+        "WANDB_CONFIG_DIR",
+        "HF_HOME",
+        "MPLCONFIGDIR",
+    ):
+        os.environ[name] = str(tmp_path_factory.mktemp(name.lower()))
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 140 synthetic images of 600 × 450 pixels, in the layout of HAM10000."""
+    from mlops_project.data.demo import generate
+
+    folder = tmp_path_factory.mktemp("images") / "demo"
+    generate(folder, images=120, seed=7)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., list[str]]:
+    """The command line of one of the project's programs, for `subprocess`."""
+    return lambda program, *arguments: [sys.executable, str(COMMANDS / program), *arguments]
+
+
+@pytest.fixture
+def run(tmp_path: Path, command: Callable[..., list[str]]) -> Run:
+    """Runs a command of the project as a user does: `run("train.py", "data=demo")`."""
+
+    def start(program: str, *arguments: str, cwd: Path = tmp_path, timeout: float = 300):
+        return subprocess.run(
+            command(program, *arguments),
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return start

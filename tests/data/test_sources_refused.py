@@ -1,0 +1,164 @@
+"""Folders, tables and archives that cannot be used, wholly or in part, and what is said of them."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mlops_project.data.sources import read_bytes, read_source
+from mlops_project.errors import InputError
+
+TABLE = """image_id,lesion_id,dx
+ISIC_1,HAM_1,mel
+ISIC_2,HAM_1,mel
+ISIC_3,HAM_2,nv
+"""
+IMAGES = ("ISIC_1", "ISIC_2", "ISIC_3")
+
+
+def _plain(folder: Path, table: str | bytes = TABLE, images: tuple[str, ...] = IMAGES) -> Path:
+    for inner in ("images", "metadata"):
+        (folder / inner).mkdir(parents=True)
+    content = table.encode() if isinstance(table, str) else table
+    (folder / "metadata" / "metadata.csv").write_bytes(content)
+    for name in images:
+        (folder / "images" / f"{name}.jpg").write_text(name)
+    return folder
+
+
+def _challenge(folder: Path, truth: str) -> Path:
+    (folder / "ISIC2018_Task3_Training_Input").mkdir(parents=True)
+    (folder / "ISIC2018_Task3_Training_Input" / "ISIC_1.jpg").write_text("ISIC_1")
+    (folder / "ISIC2018_Task3_Training_GroundTruth.csv").write_text(truth)
+    return folder
+
+
+def _refusal(folder: Path) -> str:
+    with pytest.raises(InputError) as refusal:
+        read_source(folder)
+    return str(refusal.value)
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    message = _refusal(tmp_path / "ham10000")
+    assert f"{tmp_path / 'ham10000'}: no such folder" in message
+    assert "dataset.py download" in message
+
+
+def test_a_folder_of_no_layout_is_told_what_it_holds_and_what_is_accepted(tmp_path: Path) -> None:
+    for name in ("Thumbs.db", "notes.docx", ".hidden"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "photos").mkdir()
+    message = _refusal(tmp_path)
+    assert "It holds: Thumbs.db, notes.docx, photos/\n" in message
+    for layout in ("Kaggle", "Dataverse", "ISIC 2018", "plain"):
+        assert layout in message
+    for number in range(20):
+        (tmp_path / f"file_{number:02}.bin").touch()
+    assert "and 15 more" in _refusal(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "It holds: nothing" in _refusal(tmp_path / "empty")
+
+
+def test_a_table_without_images_or_images_without_a_table(tmp_path: Path) -> None:
+    _plain(tmp_path / "a")
+    (tmp_path / "a" / "metadata" / "metadata.csv").unlink()
+    assert "It holds: images/, metadata/" in _refusal(tmp_path / "a")
+    (tmp_path / "b" / "metadata").mkdir(parents=True)
+    (tmp_path / "b" / "metadata" / "metadata.csv").write_text(TABLE)
+    assert "It holds: metadata/" in _refusal(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("", "the table is empty"),
+        ("image_id,lesion_id,dx\n", "the table has no rows"),
+        ("image_id,lesion_id,dx\n,HAM_1,mel\n", "the table has no rows"),
+        ("image_id,lesion_id,diagnosis\nISIC_1,HAM_1,mel\n", "no column 'dx'; its columns are"),
+        ("name,lesion,kind\nISIC_1,HAM_1,mel\n", "no column 'image_id', 'dx'"),
+        ("image_id,dx,DX\nISIC_1,mel,nv\n", "columns that occur twice: dx"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not a text table"),
+        ('image_id,lesion_id,dx\nISIC_1,HAM_1,"mel\n', "not a readable table"),
+    ],
+)
+def test_a_table_that_cannot_be_used(table: str | bytes, reason: str, tmp_path: Path) -> None:
+    message = _refusal(_plain(tmp_path / "ham", table))
+    assert reason in message
+    assert str(tmp_path / "ham" / "metadata" / "metadata.csv") in message
+
+
+@pytest.mark.parametrize("row", ["ISIC_3,HAM_2,bkl", "ISIC_3.jpg,HAM_9,nv"])
+def test_an_image_in_two_different_rows(row: str, tmp_path: Path) -> None:
+    message = _refusal(_plain(tmp_path / "ham", f"{TABLE}{row}\n"))
+    assert "1 image ids occur in several, different rows: ISIC_3" in message
+
+
+@pytest.mark.parametrize(
+    ("truth", "reason"),
+    [
+        ("image,MEL,NV\n", "the table has no rows"),
+        ("image\nISIC_1\n", "no column for any diagnosis"),
+        ("name,MEL,NV\nISIC_1,1,0\n", "no column 'image'"),
+        ("image,MEL,NV\nISIC_1,1.0,1.0\n", "1 rows do not mark exactly one diagnosis"),
+        ("image,MEL,NV\nISIC_1,0.0,0.0\n", "(the first: 'ISIC_1')"),
+        ("image,MEL,NV\nISIC_1,yes,no\n", "1 rows do not mark exactly one diagnosis"),
+    ],
+)
+def test_a_ground_truth_that_cannot_be_used(truth: str, reason: str, tmp_path: Path) -> None:
+    message = _refusal(_challenge(tmp_path / "isic", truth))
+    assert reason in message
+    assert str(tmp_path / "isic" / "ISIC2018_Task3_Training_GroundTruth.csv") in message
+
+
+def test_a_row_without_an_image_is_left_out_and_named(tmp_path: Path) -> None:
+    source = read_source(_plain(tmp_path / "ham", images=("ISIC_3", "ISIC_1", "ISIC_77")))
+    assert source.table["image_id"].tolist() == ["ISIC_1", "ISIC_3"]
+    assert source.table["lesion_id"].tolist() == ["HAM_1", "HAM_2"]
+    assert source.missing == ("ISIC_2",)
+
+
+def test_images_that_are_all_missing(tmp_path: Path) -> None:
+    message = _refusal(_plain(tmp_path / "ham", images=("IMG_1", "IMG_2")))
+    assert "none of the 3 images in the table exists (2 images found" in message
+    assert "'ISIC_1'" in message
+
+
+def test_a_row_that_occurs_twice_counts_once(tmp_path: Path) -> None:
+    source = read_source(_plain(tmp_path / "ham", TABLE + "ISIC_3,HAM_2,nv\n"))
+    assert source.table["image_id"].tolist() == list(IMAGES)
+
+
+def test_columns_that_are_unknown_get_defaults(tmp_path: Path) -> None:
+    table = "Image_ID , DX,age\nISIC_1, NV ,about 40\nISIC_2,mel,55\nISIC_3,nv,\n"
+    read = read_source(_plain(tmp_path / "ham", table)).table
+    assert read["dx"].tolist() == ["nv", "mel", "nv"]
+    assert read["lesion_id"].tolist() == list(IMAGES), "each image is taken for its own lesion"
+    assert set(read["sex"]) == set(read["localization"]) == {"unknown"}
+    assert read["age"].isna().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("cut", [0, 100])
+def test_a_damaged_archive_says_so(cut: int, tmp_path: Path) -> None:
+    (tmp_path / "HAM10000_metadata").write_text(TABLE)
+    archive = tmp_path / "HAM10000_images_part_1.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in IMAGES:
+            file.writestr(f"{name}.jpg", name)
+    archive.write_bytes(archive.read_bytes()[:cut])
+    assert f"{archive}: not a readable zip archive" in _refusal(tmp_path)
+
+
+def test_a_damaged_member_of_an_archive_spoils_no_other(tmp_path: Path) -> None:
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in IMAGES:
+            file.writestr(f"{name}.jpg", f"the pixels of {name}")
+    archive.write_bytes(archive.read_bytes().replace(b"of ISIC_2", b"of ISIC_X"))
+    with pytest.raises(ValueError, match="damaged archive member"):
+        read_bytes(str(archive), "ISIC_2.jpg")
+    with pytest.raises(ValueError, match="damaged archive member"):
+        read_bytes(str(archive), "ISIC_9.jpg")
+    assert read_bytes(str(archive), "ISIC_3.jpg") == b"the pixels of ISIC_3"

@@ -1,0 +1,152 @@
+"""Splits and subsamples: whole lesions, balanced, and the same everywhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlops_project.data.diagnoses import DIAGNOSES
+from mlops_project.data.splits import SPLITS, split_by_lesion, split_hash, subsample
+
+FRACTIONS = (0.001, 0.01, 0.1, 0.5, 1.0)
+SEEDS = st.integers(0, 2**32)
+# Of `_fixed_table` with seed 42, all of it and half of it: they must never change, since a resumed
+# run would train on what was its test set.
+PINNED_HASH = "2387f371bff674d1"
+PINNED_HASH_OF_HALF = "e2b51fbe775ef8be"
+
+
+def _table(lesions: list[tuple[str, int]]) -> pd.DataFrame:
+    """A table with the given (diagnosis, number of images) of each lesion."""
+    rows = [
+        (f"HAM_{lesion:07d}", dx)
+        for lesion, (dx, images) in enumerate(lesions)
+        for _ in range(images)
+    ]
+    table = pd.DataFrame(rows, columns=["lesion_id", "dx"])
+    table.insert(0, "image_id", [f"ISIC_{row:07d}" for row in range(len(table))])
+    return table
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> pd.DataFrame:
+    """One to seven diagnoses of one to some hundred lesions of one to seven images each."""
+    lesions: list[tuple[str, int]] = []
+    for dx in draw(st.lists(st.sampled_from(list(DIAGNOSES)), min_size=1, max_size=7, unique=True)):
+        sizes = draw(st.lists(st.integers(1, 7), min_size=1, max_size=8))
+        lesions += [(dx, images) for images in sizes * draw(st.sampled_from((1, 1, 3, 20)))]
+    return _table(lesions)
+
+
+def _fixed_table() -> pd.DataFrame:
+    return _table([(dx, 1 + n % 3) for dx in DIAGNOSES for n in range(10)])
+
+
+@given(tables(), SEEDS, st.data())
+@settings(deadline=None)
+def test_a_lesion_is_never_in_two_splits(
+    table: pd.DataFrame, seed: int, data: st.DataObject
+) -> None:
+    if data.draw(st.booleans(), label="images of a lesion differ in their diagnosis"):
+        table["dx"] = np.random.default_rng(seed).permutation(table["dx"])
+    split = split_by_lesion(table, seed)
+    assert set(split) <= set(SPLITS)
+    assert len(split) == len(table)
+    assert (pd.Series(split).groupby(table["lesion_id"]).nunique() == 1).all()
+
+
+@given(tables(), SEEDS, st.sampled_from(FRACTIONS), st.booleans())
+@settings(deadline=None)
+def test_split_and_subsample_do_not_depend_on_the_order_of_the_table(
+    table: pd.DataFrame, seed: int, fraction: float, stratified: bool
+) -> None:
+    order = np.random.default_rng(seed).permutation(len(table))
+    shuffled = table.iloc[order]
+    split = split_by_lesion(table, seed)
+    assert (split_by_lesion(shuffled, seed) == split[order]).all()
+    kept = subsample(table, split, fraction, stratified, seed)
+    assert (subsample(shuffled, split[order], fraction, stratified, seed) == kept[order]).all()
+
+
+@given(tables(), SEEDS, st.sampled_from(((0.15, 0.15), (0.1, 0.2), (0.3, 0.3), (0.05, 0.4))))
+@settings(deadline=None)
+def test_every_diagnosis_has_its_share_in_every_split(
+    table: pd.DataFrame, seed: int, fractions: tuple[float, float]
+) -> None:
+    split = split_by_lesion(table, seed, *fractions)
+    targets = dict(zip(SPLITS, (1 - sum(fractions), *fractions), strict=True))
+    for _, rows in table.groupby("dx"):
+        images = rows.groupby("lesion_id").size()
+        if len(images) >= len(SPLITS):
+            assert set(split[rows.index]) == set(SPLITS)
+        for name, target in targets.items():
+            excess = (split[rows.index] == name).sum() - target * len(rows)
+            # None gets a lesion too many, so that one can lack what the other two have too much.
+            assert -2 * images.max() < excess < images.max()
+
+
+def test_another_seed_gives_another_split_and_subsample() -> None:
+    table = _fixed_table()
+    splits = [split_by_lesion(table, seed) for seed in (42, 43)]
+    assert (splits[0] != splits[1]).any()
+    kept = [subsample(table, splits[0], 0.5, True, seed) for seed in (42, 43)]
+    assert (kept[0] != kept[1]).any()
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "4711"])
+def test_the_split_is_the_same_in_every_process(tmp_path: Path, hash_seed: str) -> None:
+    program = (
+        "import sys, numpy as np, pandas as pd\n"
+        "from mlops_project.data.splits import split_by_lesion, split_hash, subsample\n"
+        "table = pd.read_csv(sys.argv[1])\n"
+        "split = split_by_lesion(table, 42)\n"
+        "half = np.where(subsample(table, split, 0.5, True, 42), split, 'unused')\n"
+        "print(split_hash(table, split), split_hash(table, half))\n"
+    )
+    _fixed_table().to_csv(tmp_path / "table.csv", index=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "table.csv")],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [PINNED_HASH, PINNED_HASH_OF_HALF]
+
+
+def test_the_hash_names_what_is_where_in_any_order() -> None:
+    table = _fixed_table()
+    split = split_by_lesion(table, 42)
+    assert split_hash(table, split) == PINNED_HASH
+    assert split_hash(table[::-1], split[::-1]) == PINNED_HASH
+    moved = split.copy()
+    moved[0] = "val" if split[0] == "train" else "train"
+    assert split_hash(table, moved) != PINNED_HASH
+
+
+@given(tables(), SEEDS, st.booleans())
+@settings(deadline=None, max_examples=50)
+def test_a_subsample_keeps_whole_lesions_of_every_stratum(
+    table: pd.DataFrame, seed: int, stratified: bool
+) -> None:
+    split = split_by_lesion(table, seed)
+    strata = [split, table["dx"]] if stratified else [split]
+    smaller = np.zeros(len(table), dtype=bool)
+    for fraction in FRACTIONS:
+        kept = pd.Series(subsample(table, split, fraction, stratified, seed))
+        assert kept[smaller].all(), "a smaller subsample is part of a larger one"
+        smaller = kept.to_numpy()
+        assert (kept.groupby(table["lesion_id"]).nunique() == 1).all()
+        for _, rows in table.groupby(strata):
+            assert kept[rows.index].any()
+            largest = rows.groupby("lesion_id").size().max()
+            assert abs(kept[rows.index].sum() - fraction * len(rows)) < largest
+    assert smaller.all(), "a fraction of 1 keeps everything"

@@ -1,0 +1,174 @@
+"""The commands as real processes: what they print, the code they end with, and what they leave."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlops_project import settings
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., list[str]]
+FULL = Path("/dev/full")  # a device on which every write fails for lack of room
+needs_full_device = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The message of a process that ended with this code, as every refusal must look."""
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert 1 <= len(done.stderr.splitlines()) <= 3
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def run_body(body: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A process whose command has this body."""
+    program = "import logging, os, signal\n"
+    program += "from mlops_project.command_line import run_command\n"
+    program += "from mlops_project.errors import InputError, ProjectError\n"
+    program += "def main():\n" + textwrap.indent(body, "    ") + "\nrun_command(main)\n"
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_setting_and_every_file_of_configs(flag: str, run: Run) -> None:
+    done = run("train.py", "model=nonsense", flag)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = re.findall(r"^  ([a-z_.]+)(?: \[.*\])?$", done.stdout, re.M)
+    assert shown == list(settings.keys())
+    for file in settings.CONFIGS.glob("*/*.yaml"):
+        assert re.search(rf"^  {file.parent.name}=.*\b{file.stem}\b", done.stdout, re.M)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["training.max_epochs=many"], "a whole number, at least 1"),
+        (["training.lerning_rate=0.1"], "did you mean training.learning_rate?"),
+        (["model=resnett"], "did you mean model=resnet?"),
+        (["--cfg", "model.variant=b9", "model=efficientnet"], "b0, b1, b2, b3, b4"),
+        (["-m", "seed=1,2", "training.max_epochs=3,0"], "training.max_epochs=0"),
+    ],
+)
+def test_a_mistake_in_the_settings_ends_at_once_and_leaves_nothing(
+    arguments: list[str], words: str, run: Run, tmp_path: Path
+) -> None:
+    done = run("train.py", *arguments)
+
+    assert words in refused(done, 2)
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_data_the_message_names_the_two_ways_to_get_some(run: Run, tmp_path: Path) -> None:
+    message = refused(run("train.py"), 2)
+
+    assert "data/ham10000" in message
+    assert "dataset.py download" in message
+    assert "data=demo" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", [["--cfg"], ["--cfg", "job"]])
+def test_cfg_prints_the_resolved_settings_as_yaml(
+    form: list[str], run: Run, tmp_path: Path
+) -> None:
+    arguments = ["model.variant=b3", "wandb.name=my run (1)"]
+    done = run("train.py", *form, *arguments)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = yaml.safe_load(done.stdout)
+    assert printed == settings.to_container(settings.load(arguments))
+    assert (printed["model"]["name"], printed["data"]["image_size"]) == ("efficientnet", 300)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cfg_may_follow_the_settings(run: Run) -> None:
+    done = run("train.py", "seed=7", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["seed"] == 7
+
+
+def test_a_reader_that_leaves_early_is_no_error(command: Command) -> None:
+    with subprocess.Popen(
+        command("train.py", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        complaint = process.stderr.read()
+        assert process.wait(timeout=60) == 0
+    assert complaint == b""
+
+
+@needs_full_device
+def test_output_onto_a_full_disk_says_so(command: Command) -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            command("train.py", "--help"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert "the disk is full" in refused(done, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        ("raise ProjectError('the network is gone')", 1, "the network is gone"),
+        ("raise InputError('no such table')", 2, "no such table"),
+        ("os.kill(os.getpid(), signal.SIGINT); signal.pause()", 130, "interrupted"),
+        ("bytearray(2**62)", 1, "out of memory: try a smaller data.batch_size"),
+        ("import torch; torch.empty(2**60)", 1, "out of memory: try a smaller data.batch_size"),
+        pytest.param(
+            "open('/dev/full', 'wb', 0).write(b'x')", 1, "the disk is full", marks=needs_full_device
+        ),
+    ],
+)
+def test_a_failure_that_can_be_expected_ends_with_one_message_and_its_code(
+    body: str, code: int, words: str, tmp_path: Path
+) -> None:
+    assert words in refused(run_body(body, tmp_path), code)
+
+
+@pytest.mark.parametrize(("body", "code"), [("return None", 0), ("return 0", 0), ("return 5", 5)])
+def test_the_code_that_a_command_returns_is_its_exit_code(
+    body: str, code: int, tmp_path: Path
+) -> None:
+    done = run_body(body, tmp_path)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+WITH_LOG_FILE = "logging.getLogger('mlops_project').addHandler(logging.FileHandler('run.log'))\n"
+
+
+def test_the_log_file_keeps_the_message_of_a_failure(tmp_path: Path) -> None:
+    done = run_body(WITH_LOG_FILE + "raise ProjectError('the network is gone')", tmp_path)
+
+    assert done.returncode == 1
+    assert "the network is gone" in (tmp_path / "run.log").read_text()
+
+
+@pytest.mark.parametrize("bug", ["{}['lost key']", "open('lost key')"])
+def test_a_bug_shows_its_traceback_on_the_console_and_in_the_log_file(
+    bug: str, tmp_path: Path
+) -> None:
+    done = run_body(WITH_LOG_FILE + bug, tmp_path)
+
+    assert done.returncode == 1
+    for text in (done.stderr, (tmp_path / "run.log").read_text()):
+        assert "Traceback" in text
+        assert "lost key" in text

@@ -1,0 +1,107 @@
+"""A file written atomically holds the old content or the new, whatever happens in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlops_project.files import atomic_write
+
+
+def run_while_writing(body: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A process that runs `body` after half of a new `table.csv` has been written."""
+    program = f"""
+import os, resource, signal
+from mlops_project.files import atomic_write
+with atomic_write("table.csv") as file:
+    file.write("new, first half")
+    file.flush()
+    {body}
+"""
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize(("mode", "content"), [("w", "Größe,µm\n"), ("wb", bytes(range(256)))])
+def test_new_content_takes_the_name_and_leaves_nothing_else(
+    mode: str, content: str | bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.csv"
+    for _ in range(2):
+        with atomic_write(path, mode) as file:
+            file.write(content)
+
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_name_holds_the_old_content_until_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with atomic_write(path) as file:
+        file.write("new")
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("old", ["old", None])
+def test_after_an_exception_all_is_as_before(
+    error: type[BaseException], old: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.csv"
+    if old:
+        path.write_text(old)
+
+    def write_half() -> None:
+        with atomic_write(path) as file:
+            file.write("new, first half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert list(tmp_path.iterdir()) == ([path] if old else [])
+    assert not old or path.read_text() == old
+
+
+def test_without_room_for_the_new_content_all_is_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    # A limit on the size of files is a full disk that does no harm to others.
+    done = run_while_writing(
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); file.write('x' * 100_000)",
+        tmp_path,
+    )
+
+    assert "OSError" in done.stderr
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_process_killed_while_writing_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    done = run_while_writing("os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
+
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_file_may_be_read_by_whom_the_user_allows(mask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        with atomic_write(tmp_path / "table.csv") as file:
+            file.write("new")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "table.csv").stat().st_mode & 0o777 == mode

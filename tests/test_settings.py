@@ -1,0 +1,300 @@
+"""From the command line and configs/ to a checked Config, or to a message that helps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import settings as settings_of
+from hypothesis import strategies as st
+
+from mlops_project import settings
+from mlops_project.config import Config
+from mlops_project.errors import InputError
+
+NOTHING = ("null", "none")
+FILES = sorted(settings.CONFIGS.glob("*/*.yaml"))
+
+
+def value(*arguments: str) -> Any:
+    """What the setting of the first argument becomes."""
+    name = arguments[0].removeprefix("--").partition("=")[0]
+    return attrgetter(name)(settings.load(arguments))
+
+
+def refusal(*arguments: str) -> str:
+    """The message for settings that must be refused."""
+    with pytest.raises(InputError) as caught:
+        settings.load(arguments)
+    message = str(caught.value)
+    assert 1 <= len(message.splitlines()) <= 3
+    return message
+
+
+def holds(container: dict[str, Any], part: dict[str, Any]) -> bool:
+    return all(
+        holds(container[name], inner) if isinstance(inner, dict) else container[name] == inner
+        for name, inner in part.items()
+    )
+
+
+# The files of configs/
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
+def test_every_file_of_configs_composes_and_its_values_arrive(file: Path) -> None:
+    group = file.parent.name
+    variant = ["model.variant=convnext_atto"] if file.stem == "timm" else []
+    container = settings.to_container(settings.load([f"{group}={file.stem}", *variant]))
+
+    assert group in settings.GROUPS
+    given = yaml.safe_load(file.read_text())
+    assert holds(container if group == "experiment" else container[group], given)
+
+
+@pytest.mark.parametrize("file", [settings.CONFIGS / "train.yaml", *FILES], ids=lambda f: f.stem)
+def test_the_command_that_opens_a_file_of_configs_is_valid(file: Path) -> None:
+    lines = re.findall(r"^# uv run src/mlops_project/train\.py *(.*)$", file.read_text(), re.M)
+    assert lines
+    for line in lines:
+        settings.load([word for word in shlex.split(line) if "=" in word])
+
+
+# The schema
+
+
+@pytest.mark.parametrize("key", settings.keys().values(), ids=lambda key: key.name)
+def test_every_key_has_a_meaning_and_its_default_passes_its_own_check(key: settings.Key) -> None:
+    assert key.facts["meaning"].strip()
+    assert settings.convert(key, key.default) == key.default
+
+
+def values_of(key: settings.Key) -> st.SearchStrategy[Any]:
+    """Any value that the key's type and range allow."""
+    facts = key.facts
+    low = facts["above"] if facts["minimum"] is None else facts["minimum"]
+    high = facts["below"] if facts["maximum"] is None else facts["maximum"]
+    inside = [bound for bound in (facts["above"], facts["below"]) if bound is not None]
+    kind = key.kind.removeprefix("list of ")
+    values: st.SearchStrategy[Any] = {
+        "bool": lambda: st.booleans(),
+        "int": lambda: st.integers(low, 10**9 if high is None else high),
+        "float": lambda: st.floats(low, high, allow_nan=False, allow_infinity=False),
+        "str": lambda: st.text(min_size=1),
+    }[kind]()
+    values = values.filter(lambda v: v not in (*inside, "~") and str(v).lower() not in NOTHING)
+    if facts["choices"]:
+        values = st.sampled_from(facts["choices"])
+    if kind != key.kind:
+        values = st.lists(values, max_size=4)
+    if facts["words"]:
+        values |= st.sampled_from(facts["words"])
+    return values | st.none() if key.optional else values
+
+
+@settings_of(deadline=None)
+@given(st.fixed_dictionaries({name: values_of(key) for name, key in settings.keys().items()}))
+def test_settings_survive_the_way_into_a_checkpoint_and_back(values: dict[str, Any]) -> None:
+    config = Config()
+    for name, given_value in values.items():
+        section, _, leaf = name.rpartition(".")
+        setattr(attrgetter(section)(config) if section else config, leaf, given_value)
+
+    assert settings.from_container(settings.to_container(config)) == config
+
+
+def test_settings_of_another_version_lose_unknown_keys_and_gain_defaults() -> None:
+    old = {"seed": 7, "retired": 1, "model": {"name": "resnet", "gone": {"deeper": 2}}, "attic": {}}
+
+    config = settings.from_container(old)
+
+    expected = Config(seed=7)
+    expected.model.name = "resnet"
+    assert config == expected
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("argument", "suggestion"),
+    [
+        ("training.lerning_rate=0.1", "training.learning_rate"),
+        ("trainning.max_epochs=3", "training.max_epochs"),
+        ("max_epochs=3", "training.max_epochs"),
+        ("learning_rate=0.1", "model.learning_rate or training.learning_rate"),
+        ("model.archtecture.channels=[1]", "model.architecture.channels"),
+        ("--batch_size=8", "data.batch_size"),
+        ("model=resnett", "model=resnet"),
+        ("model.variant=b5 model=efficientnet", "b"),
+        ("training.lr_scheduler=cosin", "cosine"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_right_one(argument: str, suggestion: str) -> None:
+    assert f"did you mean {suggestion}" in refusal(*argument.split())
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "right"),
+    [
+        ("training.max_epochs", ["x", "0", "1.5", "true", "null", "[1]", ""], "a whole number"),
+        ("training.learning_rate", ["0", "-1", "nan", "inf", "fast"], "more than 0, or auto"),
+        ("data.val_fraction", ["0", "0.5"], "more than 0 and less than 0.5"),
+        ("data.image_size", ["8", "2000"], "at least 16 and at most 1024 pixels"),
+        ("data.augment", ["perhaps", "2"], "true or false"),
+        ("data.data_dir", ["null"], "a text"),
+        ("wandb.name", ["[a]", "{a: 1}"], "a text"),
+        ("training.unfreeze_schedule", ["[a]", "[0]", "1.5"], "a list of whole numbers"),
+        ("model.num_classes", ["3", "two"], "one of 2, 7"),
+        ("model.pretrained", ["perhaps"], "one of auto, true, false"),
+        ("training.precision", ["64"], "one of 16, 16-mixed, bf16, bf16-mixed, 32, 32-true"),
+        ("wandb.watch_model", ["true"], "one of none, gradients, parameters, all"),
+        ("seed", ["-1", "4294967296"], "at most 4294967295"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_is_right(
+    key: str, values: list[str], right: str
+) -> None:
+    for typed in values:
+        message = refusal(f"{key}={typed}")
+        assert key in message
+        assert right in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bogus"], "KEY=VALUE"),
+        (["training.max_epochs"], "training.max_epochs"),
+        (["training.max_epochs=1,2"], "-m"),
+        (["model=resnet,efficientnet"], "-m"),
+        (["+training.new_key=3"], "unknown setting"),
+        (["~training.max_epochs=3"], "training.max_epochs"),
+        (["hydra.run.dir=elsewhere"], "unknown setting"),
+        (["model=timm"], "model.variant=NAME"),
+        (["model=resnet", "model.variant=b0"], "18, 34, 50, 101"),
+        (["model.pretrained=true"], "baseline_cnn"),
+        (["model.architecture.conv_blocks=3"], "model.architecture.channels has 4"),
+        (["data.val_fraction=0.45", "data.test_fraction=0.45"], "training"),
+        (["training.progressive_unfreezing=1", "training.unfreeze_schedule=5,5"], "must rise"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments: list[str], words: str) -> None:
+    assert words in refusal(*arguments)
+
+
+TYPED = r"""
+a/epoch=024-val_loss=0.342.ckpt
+exp#1
+my run (1)
+~/a b.ckpt
+C:\runs\last.ckpt
+C:\my runs (1)\last.ckpt
+C:\runs (1)\
+it's (1)
+say "hi"
+=b
+{a}
+Größe 3 µm
+2024_01_02
+1e3
+0.10
+"""
+
+
+@pytest.mark.parametrize("text", TYPED.split("\n")[1:-1])
+def test_a_text_arrives_as_it_is_typed(text: str) -> None:
+    assert value(f"training.resume_from_checkpoint={text}") == text
+
+
+@settings_of(max_examples=30, deadline=None)
+@given(st.text("ab1 #()=~/.-_@:;%!?+'\"é", min_size=1, max_size=12))
+def test_any_text_that_starts_with_a_letter_arrives_as_it_is_typed(end: str) -> None:
+    text = "a" + end.rstrip()
+    assert value(f"wandb.name={text}") == text
+
+
+def test_blank_arguments_and_leading_hyphens_change_nothing() -> None:
+    assert settings.load(["", " ", "--seed=3", "\t"]) == settings.load(["seed=3"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("wandb.tags=[a,b]", ["a", "b"]),
+        ('wandb.tags=["x"]', ["x"]),
+        ("wandb.tags=['x y','z']", ["x y", "z"]),
+        ("wandb.tags=a", ["a"]),
+        ("wandb.tags=[exp#1,lr=3]", ["exp#1", "lr=3"]),
+        ("training.unfreeze_schedule=[3,6]", [3, 6]),
+        ("training.unfreeze_schedule=3,6", [3, 6]),
+        ("training.devices=2", "2"),
+        ("wandb.name='a, b'", "a, b"),
+        ('wandb.name="a, b"', "a, b"),
+        ("training.precision=16", "16"),
+        ("data.augment=False", False),
+        ("wandb.watch_model=false", "none"),
+        ("wandb.watch_model=gradients", "gradients"),
+        ("training.profiler=null", "none"),
+        *((f"training.gradient_clip_val={nothing}", None) for nothing in (*NOTHING, "None")),
+    ],
+)
+def test_a_value_takes_the_type_of_its_key(argument: str, expected: Any) -> None:
+    found = value(argument)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_no_experiment_is_the_default() -> None:
+    default = settings.load([])
+    assert settings.load(["experiment=none"]) == default
+    assert settings.load(["experiment=null"]) == default
+
+
+def test_the_training_s_learning_rate_wins_over_the_model_s() -> None:
+    rates = ["model.learning_rate=0.02", "model.weight_decay=0.3"]
+    followed = settings.load(rates).training
+    assert (followed.learning_rate, followed.weight_decay) == (0.02, 0.3)
+    chosen = settings.load([*rates, "training.learning_rate=0.5", "training.weight_decay=0"])
+    assert (chosen.training.learning_rate, chosen.training.weight_decay) == (0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "size"),
+    [
+        ("", "baseline_cnn", 224),
+        ("data=demo", "baseline_cnn", 64),
+        ("model=resnet", "resnet", 224),
+        ("model.variant=50", "resnet", 224),
+        ("model.variant='34'", "resnet", 224),
+        ("model.variant=b2", "efficientnet", 260),
+        ("model.variant=efficientnet-b4", "efficientnet", 380),
+        ("model.variant=b3 data.image_size=64", "efficientnet", 64),
+    ],
+)
+def test_a_variant_names_its_model_and_image_size(arguments: str, name: str, size: int) -> None:
+    config = settings.load(arguments.split())
+    assert (config.model.name, config.data.image_size) == (name, size)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "values"),
+    [
+        ([], "seed", [42]),
+        (["", "--seed=1,2"], "seed", [1, 2]),
+        (["seed=range(1,4)"], "seed", [1, 2, 3]),
+        (["seed=1,2", "training.max_epochs=3,4"], "training.max_epochs", [3, 4, 3, 4]),
+        (["model.variant=18,b2"], "model.name", ["resnet", "efficientnet"]),
+        (["training.unfreeze_schedule=[1,2]"], "training.unfreeze_schedule", [[1, 2]]),
+        (["wandb.name='a,b'"], "wandb.name", ["a,b"]),
+        (["data.data_dir=a b,c d"], "data.data_dir", ["a b", "c d"]),
+    ],
+)
+def test_a_multirun_is_every_combination(arguments: list[str], key: str, values: list[Any]) -> None:
+    assert [attrgetter(key)(settings.load(job)) for job in settings.expand(arguments)] == values

@@ -1,0 +1,250 @@
+"""A whole run: what it writes, that it repeats, and how it ends when something goes wrong."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mlops_project import settings
+from mlops_project.errors import InputError
+from mlops_project.training.run import Result, train
+
+SMALL = ("data.image_size=32", "data.batch_size=16", "training.max_epochs=2")
+
+
+def train_in(folder: Path, data: Path, *overrides: str) -> Result:
+    """Trains baseline_cnn on small images with `folder` as the working folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = train(settings.load([f"data.data_dir={data}", *SMALL, *overrides]))
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The working folder of a finished run, and its result."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, train_in(folder, demo_folder)
+
+
+def test_a_run_leaves_all_that_the_guide_lists(finished: tuple[Path, Result]) -> None:
+    folder, result = finished
+    version = folder / "models/baseline_cnn/version_0"
+    names = {p.name for p in version.iterdir()}
+    assert {"config.yaml", "hparams.yaml", "split.csv", "metrics.csv", "curves.png"} <= names
+    assert any(name.startswith("events.out.tfevents.") for name in names)
+    kept = sorted(p.name for p in (version / "checkpoints").iterdir())
+    assert kept[-1] == "last.ckpt"
+    assert all(re.fullmatch(r"epoch=00[01]-val_loss=\d+\.\d{3}\.ckpt", n) for n in kept[:-1])
+    assert folder / result.checkpoint in (version / "checkpoints").iterdir()
+    assert len(list((folder / "logs").glob("train_????-??-??_??-??-??.log"))) == 1
+    assert (folder / "logs/lightning_logs/baseline_cnn_version_0/metrics.csv").is_file()
+    with Image.open(version / "curves.png") as picture:
+        assert picture.width > 600
+
+
+def test_the_tables_agree_with_each_other(finished: tuple[Path, Result]) -> None:
+    folder, result = finished
+    epochs = pd.read_csv(folder / "models/baseline_cnn/version_0/metrics.csv")
+    assert epochs["epoch"].tolist() == [0, 1]
+    best = epochs.loc[epochs["val_loss"].idxmin()]
+    summary = pd.read_csv(folder / "reports/training_metrics.csv")
+    assert len(summary) == 1
+    row = summary.iloc[0]
+    assert row["run"] == "models/baseline_cnn/version_0"
+    assert row["synthetic"]
+    for split in ("train", "val", "test"):
+        for metric in ("loss", "accuracy", "balanced_accuracy", "f1_score", "auroc"):
+            name = f"{split}_{metric}"
+            wanted = result.test[name] if split == "test" else best[name]
+            assert row[name] == pytest.approx(wanted, nan_ok=True), name
+    assert f"val_loss={best['val_loss']:.3f}" in row["checkpoint"]
+
+
+def test_the_settings_are_written_as_they_were_used(finished: tuple[Path, Result]) -> None:
+    folder, _ = finished
+    written = yaml.safe_load((folder / "models/baseline_cnn/version_0/config.yaml").read_text())
+    config = settings.from_container(written)
+    assert settings.to_container(config) == written
+    assert (config.data.image_size, config.training.learning_rate) == (32, 0.001)
+
+
+def test_no_lesion_is_in_two_splits(finished: tuple[Path, Result]) -> None:
+    split = pd.read_csv(finished[0] / "models/baseline_cnn/version_0/split.csv")
+    assert (split.groupby("lesion_id")["split"].nunique() == 1).all()
+    assert set(split["split"]) == {"train", "val", "test"}
+
+
+def test_a_checkpoint_holds_tensors_and_plain_containers_only(
+    finished: tuple[Path, Result],
+) -> None:
+    folder, result = finished
+    checkpoint = torch.load(folder / result.checkpoint, weights_only=True)
+    facts = checkpoint["mlops_project"]
+    assert facts["class_names"] == ["benign", "malignant"]
+    assert facts["preprocessing"]["image_size"] == 32
+    assert facts["synthetic"] is True
+    split = pd.read_csv(folder / "models/baseline_cnn/version_0/split.csv")
+    assert facts["split"]["split"] == split["split"].tolist()
+
+
+def test_the_log_holds_the_results(finished: tuple[Path, Result]) -> None:
+    log = next((finished[0] / "logs").glob("*.log")).read_text()
+    assert "SYNTHETIC" in log
+    assert "epoch 2/2" in log
+    assert "balanced accuracy" in log
+    assert str(finished[1].checkpoint) in log
+
+
+def test_the_same_seed_repeats_a_run_with_any_number_of_workers(
+    finished: tuple[Path, Result], demo_folder: Path, tmp_path: Path
+) -> None:
+    first = (finished[0] / "models/baseline_cnn/version_0/metrics.csv").read_text()
+    train_in(tmp_path, demo_folder, "data.num_workers=2")
+    assert (tmp_path / "models/baseline_cnn/version_0/metrics.csv").read_text() == first
+    train_in(tmp_path, demo_folder, "seed=1")
+    assert (tmp_path / "models/baseline_cnn/version_1/metrics.csv").read_text() != first
+
+
+def test_a_resumed_run_equals_one_that_was_not_interrupted(
+    finished: tuple[Path, Result], demo_folder: Path, tmp_path: Path
+) -> None:
+    train_in(tmp_path, demo_folder, "training.max_epochs=1", "training.lr_scheduler=none")
+    last = "models/baseline_cnn/version_0/checkpoints/last.ckpt"
+    resumed = train_in(
+        tmp_path,
+        demo_folder,
+        f"training.resume_from_checkpoint={last}",
+        "training.lr_scheduler=none",
+    )
+    whole = train_in(tmp_path, demo_folder, "training.lr_scheduler=none")
+    assert resumed.folder == Path("models/baseline_cnn/version_0")
+    assert whole.folder == Path("models/baseline_cnn/version_1")
+    tables = [(tmp_path / f / "metrics.csv").read_text() for f in (resumed.folder, whole.folder)]
+    assert tables[0] == tables[1]
+    weights = [
+        torch.load(tmp_path / f / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for f in (resumed.folder, whole.folder)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_only_the_last_checkpoint_is_kept_where_none_of_the_best_is_wanted(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    result = train_in(tmp_path, demo_folder, "training.save_top_k=0", "model.num_classes=7")
+    assert result.folder is not None
+    kept = [p.name for p in (tmp_path / result.folder / "checkpoints").iterdir()]
+    assert kept == ["last.ckpt"]
+
+
+def test_training_stops_early_when_nothing_improves(demo_folder: Path, tmp_path: Path) -> None:
+    train_in(
+        tmp_path,
+        demo_folder,
+        "training.learning_rate=1e-30",
+        "training.monitor_metric=val_accuracy",
+        "training.early_stopping_patience=1",
+        "training.max_epochs=9",
+    )
+    epochs = pd.read_csv(tmp_path / "models/baseline_cnn/version_0/metrics.csv")
+    assert len(epochs) < 9
+
+
+def test_an_unknown_metric_lists_the_known_ones_and_writes_nothing(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="val_f1_score"):
+        train_in(tmp_path, demo_folder, "training.monitor_metric=val_f2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_image_is_left_out_with_a_count(
+    demo_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(demo_folder, images)
+    first, second, third = sorted((images / "HAM10000_images_part_1").iterdir())[:3]
+    first.write_bytes(first.read_bytes()[:2000])
+    second.write_text("not an image")
+    third.unlink()
+    result = train_in(tmp_path, images, "training.max_epochs=1")
+    output = capfd.readouterr().out
+    assert "2 images cannot be read" in output
+    assert first.stem in output
+    assert "1 images of the table do not exist" in output
+    assert result.folder is not None
+    split = pd.read_csv(tmp_path / result.folder / "split.csv")
+    bad = split[split["image_id"].isin([first.stem, second.stem])]
+    assert bad["split"].tolist() == ["unused", "unused"]
+    assert third.stem not in set(split["image_id"])
+
+
+def test_runs_that_start_together_get_a_version_each_and_share_the_cache(
+    demo_folder: Path, tmp_path: Path, command: Callable[..., list[str]]
+) -> None:
+    words = command("train.py", f"data.data_dir={demo_folder}", *SMALL)
+    started = [
+        subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    tables = [
+        (tmp_path / f"models/baseline_cnn/version_{n}/metrics.csv").read_text() for n in (0, 1)
+    ]
+    assert tables[0] == tables[1]
+    assert len([p for p in (tmp_path / "data/cache").iterdir() if p.is_dir()]) == 1
+    assert len(pd.read_csv(tmp_path / "reports/training_metrics.csv")) == 2
+    assert len(list((tmp_path / "logs").glob("*.log"))) == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_in_good_order(
+    demo_folder: Path,
+    tmp_path: Path,
+    command: Callable[..., list[str]],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    words = command("train.py", f"data.data_dir={demo_folder}", *SMALL)
+    process = subprocess.Popen(
+        [*words, "training.max_epochs=1000", "training.early_stopping_patience=0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch 3/"):
+            process.send_signal(number)
+            break
+    lines += process.stdout.readlines()
+    assert process.wait(timeout=60) == code, "".join(lines)
+    assert "Traceback" not in "".join(lines)
+    last = tmp_path / "models/baseline_cnn/version_0/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["epoch"] >= 1
+
+
+def test_a_place_that_cannot_be_written_to_is_one_clear_message(
+    demo_folder: Path, tmp_path: Path, run: Any
+) -> None:
+    (tmp_path / "models").write_text("a file where a folder has to go")
+    ended = run("train.py", f"data.data_dir={demo_folder}", *SMALL)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr + ended.stdout
+    assert "models" in (ended.stdout + ended.stderr).splitlines()[-1]
