@@ -130,6 +130,7 @@ def test_a_class_without_an_image_has_no_sensitivity_but_a_specificity() -> None
         assert np.isfinite(found["b"][name])
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("only", [0, 1])
 def test_one_class_alone_has_no_auroc_but_an_accuracy(only: int) -> None:
     found = classification_metrics(

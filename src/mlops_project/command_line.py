@@ -14,6 +14,10 @@ from mlops_project.errors import EXIT_FAILED, EXIT_INTERRUPTED, ProjectError
 if TYPE_CHECKING:
     import typer
 
+# Threads that wait for each other by spinning bring two runs on one machine nearly to a halt. Read
+# when torch is imported; alone on the machine it costs next to nothing.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 log = logging.getLogger("mlops_project")
 
 _ADVICE = {

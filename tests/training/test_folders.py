@@ -65,9 +65,12 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_runs_that_start_together_get_a_folder_each(tmp_path: Path) -> None:
+    older = 400  # so many that all look through them at once
+    for number in range(older):
+        (tmp_path / f"models/resnet/version_{number}").mkdir(parents=True)
     made = at_the_same_time("print(new_run_folder('resnet'))", tmp_path)
 
-    wanted = {f"models/resnet/version_{n}" for n in range(PROCESSES * EACH)}
+    wanted = {f"models/resnet/version_{older + n}" for n in range(PROCESSES * EACH)}
     assert len(made) == PROCESSES * EACH
     assert set(made) == wanted
     assert all((tmp_path / folder).is_dir() for folder in wanted)

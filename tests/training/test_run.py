@@ -58,7 +58,7 @@ def test_the_tables_agree_with_each_other(finished: tuple[Path, Result]) -> None
     folder, result = finished
     epochs = pd.read_csv(folder / "models/baseline_cnn/version_0/metrics.csv")
     assert epochs["epoch"].tolist() == [0, 1]
-    best = epochs.loc[epochs["val_loss"].idxmin()]
+    best = epochs.iloc[epochs["val_loss"].argmin()]
     summary = pd.read_csv(folder / "reports/training_metrics.csv")
     assert len(summary) == 1
     row = summary.iloc[0]

@@ -171,8 +171,8 @@ class HAM10000DataModule(pl.LightningDataModule):
             return self._cache.unreadable
         missing = self.source.missing if self.source and self._cache is None else ()
         if missing:
-            named = _some(list(missing))
-            log.warning("%d images of the table do not exist, left out: %s", len(missing), named)
+            text = "%d images of the table do not exist and are left out: %s"
+            log.warning(text, len(missing), _some(list(missing)))
         folder = CACHE_FOLDER if self.settings.cache == "auto" else Path(self.settings.cache)
         side = cached_side(self.image_size, self.settings.crop_fraction)
         self._cache = open_cache(self.table, rows, side, folder)

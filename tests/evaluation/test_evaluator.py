@@ -1,0 +1,172 @@
+"""An evaluation: its numbers can be recomputed, and no image the model was trained on counts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
+
+from mlops_project import settings
+from mlops_project.errors import InputError
+from mlops_project.evaluation.evaluator import known_split
+from mlops_project.evaluation.report import evaluate
+from mlops_project.training.run import Result, train
+
+
+@pytest.fixture(scope="module")
+def trained(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A working folder with a trained model of two classes."""
+    folder = tmp_path_factory.mktemp("trained")
+    overrides = [f"data.data_dir={demo_folder}", "data.image_size=32", "training.max_epochs=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder, train(settings.load(overrides))
+
+
+@pytest.fixture
+def checkpoint(trained: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The best checkpoint, with the run's working folder as the present one."""
+    monkeypatch.chdir(trained[0])
+    return trained[1].checkpoint
+
+
+def test_the_metrics_are_those_of_the_predictions(
+    trained: tuple[Path, Result], checkpoint: Path
+) -> None:
+    facts = evaluate(checkpoint)
+    folder = Path("reports/evaluation/baseline_cnn-version_0")
+    assert json.loads((folder / "metrics.json").read_text())["n_images"] == facts["n_images"]
+    with Image.open(folder / "confusion_matrix.png") as picture:
+        assert min(picture.size) > 300
+    table = pd.read_csv(folder / "predictions.csv")
+    assert list(table.columns) == [
+        *("image_id", "lesion_id", "y_true", "y_pred"),
+        *("probability_benign", "probability_malignant"),
+    ]
+    assert len(table) == facts["n_images"]
+    assert table["lesion_id"].nunique() == facts["n_lesions"]
+    probabilities = table[["probability_benign", "probability_malignant"]].to_numpy()
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    truth, predicted = table["y_true"] == "malignant", table["y_pred"] == "malignant"
+    expected = {
+        "accuracy": (truth == predicted).mean(),
+        "balanced_accuracy": balanced_accuracy_score(truth, predicted),
+        "f1_score": f1_score(truth, predicted),
+        "auroc": roc_auc_score(truth, probabilities[:, 1]),
+    }
+    assert {n: m["value"] for n, m in facts["metrics"].items()} == pytest.approx(expected)
+    malignant = facts["per_class"]["malignant"]
+    assert malignant["sensitivity"] == pytest.approx(recall_score(truth, predicted))
+    assert malignant["specificity"] == pytest.approx(recall_score(~truth, ~predicted))
+    # What training itself reported for the same weights
+    for name, value in expected.items():
+        assert trained[1].test[f"test_{name}"] == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_split_is_the_runs_own(checkpoint: Path, split: str, tmp_path: Path) -> None:
+    evaluate(checkpoint, split=split, output=tmp_path)
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    written = pd.read_csv("models/baseline_cnn/version_0/split.csv")
+    assert set(table["image_id"]) == set(written.loc[written["split"] == split, "image_id"])
+
+
+def test_another_folder_is_a_test_but_for_the_lesions_the_run_has_seen(
+    checkpoint: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    """A copy with other image names: each image is new, and some of the lesions were trained on."""
+    split = pd.read_csv("models/baseline_cnn/version_0/split.csv")
+    table = pd.read_csv(demo_folder / "HAM10000_metadata.csv")
+    copy = tmp_path / "new"
+    (copy / "images").mkdir(parents=True)
+    (copy / "metadata").mkdir()
+    for path in demo_folder.rglob("*.jpg"):
+        shutil.copy(path, copy / "images" / f"new_{path.name}")
+    table["image_id"] = "new_" + table["image_id"]
+    table.loc[0, "lesion_id"] = "never seen"
+    table.to_csv(copy / "metadata" / "metadata.csv", index=False)
+    facts = evaluate(checkpoint, data_dir=str(copy), output=tmp_path / "out")
+    evaluated = set(pd.read_csv(tmp_path / "out/predictions.csv")["lesion_id"])
+    assert evaluated == {"never seen", *split.loc[split["split"] == "test", "lesion_id"]} & set(
+        table["lesion_id"]
+    )
+    everything = evaluate(checkpoint, str(copy), "all", tmp_path / "all")
+    assert everything["n_images"] == len(table) > facts["n_images"]
+
+
+def test_the_challenges_layout_is_all_test(
+    checkpoint: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    table = pd.read_csv(demo_folder / "HAM10000_metadata.csv").sample(30, random_state=1)
+    inputs = tmp_path / "ISIC2018_Task3_Test_Input"
+    inputs.mkdir()
+    truth = pd.DataFrame({"image": "ISIC_" + table["image_id"]})
+    for name in ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"):
+        truth[name] = (table["dx"] == name.lower()).astype(float)
+    (tmp_path / "ISIC2018_Task3_Test_GroundTruth").mkdir()
+    truth.to_csv(
+        tmp_path / "ISIC2018_Task3_Test_GroundTruth/ISIC2018_Task3_Test_GroundTruth.csv",
+        index=False,
+    )
+    for image_id in table["image_id"]:
+        source = next(demo_folder.rglob(f"{image_id}.jpg"))
+        shutil.copy(source, inputs / f"ISIC_{source.name}")
+    facts = evaluate(checkpoint, str(tmp_path), output=tmp_path / "out")
+    assert facts["n_images"] == facts["n_lesions"] == 30
+    malignant = table["dx"].isin(["mel", "bcc", "akiec"]).sum()
+    assert facts["per_class"]["malignant"]["n_images"] == malignant
+
+
+def test_a_run_whose_images_have_moved_asks_for_their_folder(
+    checkpoint: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    moved = demo_folder.with_name("moved")
+    demo_folder.rename(moved)
+    try:
+        with pytest.raises(InputError, match="--data-dir"):
+            evaluate(checkpoint, output=tmp_path)
+        assert evaluate(checkpoint, str(moved), output=tmp_path)["n_images"] > 10
+    finally:
+        moved.rename(demo_folder)
+
+
+IDS = st.integers(0, 12).map(str)
+
+
+@given(
+    st.lists(st.tuples(IDS, IDS, st.sampled_from(["train", "val", "test", "unused"]))), st.data()
+)
+def test_no_image_or_lesion_of_the_training_split_is_ever_evaluated(
+    seen: list[tuple[str, str, str]], data: st.DataObject
+) -> None:
+    """As in a real run, an image shows one lesion, and a lesion is in one split or unused."""
+    of_lesion: dict[str, str] = {}
+    rows: dict[str, tuple[str, str]] = {}
+    for image, lesion, split in seen:
+        if split != "unused":
+            split = of_lesion.setdefault(lesion, split)
+        rows.setdefault(image, (lesion, split))
+    known = {
+        "image_id": list(rows),
+        "lesion_id": [lesion for lesion, _ in rows.values()],
+        "split": [split for _, split in rows.values()],
+    }
+    new = data.draw(st.lists(st.tuples(IDS, IDS), min_size=1))
+    table = pd.DataFrame(new, columns=["image_id", "lesion_id"])
+    parts = known_split(table, known)
+    trained = {lesion for lesion, part in rows.values() if part == "train"}
+    for image, lesion, part in zip(table["image_id"], table["lesion_id"], parts, strict=True):
+        if image in rows:
+            assert part == rows[image][1]
+        elif lesion in trained:
+            assert part == "train"
+        elif lesion not in known["lesion_id"]:
+            assert part == "test"
