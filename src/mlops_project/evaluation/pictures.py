@@ -45,5 +45,5 @@ def draw_confusion_matrix(
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.046)
     with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
     plt.close(figure)
