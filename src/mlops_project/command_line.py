@@ -20,7 +20,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 log = logging.getLogger("mlops_project")
 
+OUT_OF_MEMORY = (
+    "out of memory: try a smaller data.batch_size (with training.accumulate_grad_batches "
+    "to make up for it) or data.image_size"
+)
 _ADVICE = {
+    errno.EFBIG: "the disk allows no larger files: choose another one",
     errno.ENOSPC: "the disk is full: make room and run the same command again",
     errno.EDQUOT: "your quota is used up: make room and run the same command again",
     errno.EROFS: "this folder is read-only: run the command in a folder that can be written to",
@@ -52,7 +57,13 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except MemoryError:
-        code = _fail("out of memory: try a smaller data.batch_size or data.image_size", EXIT_FAILED)
+        code = _fail(OUT_OF_MEMORY, EXIT_FAILED)
+    except RuntimeError as error:
+        # torch.OutOfMemoryError on a GPU, a plain RuntimeError on a CPU
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            _log_crash()
+            raise
+        code = _fail(OUT_OF_MEMORY, EXIT_FAILED)
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0)
         if advice is None:

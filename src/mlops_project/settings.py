@@ -60,7 +60,7 @@ class Key:
             ("below", "less than"),
         ):
             if facts[bound] is not None:
-                bounds.append(f"{name} {facts[bound]:g}")
+                bounds.append(f"{name} {facts[bound]:.10g}")
         text += f", {' and '.join(bounds)}" if bounds else ""
         text += f" {facts['unit']}" if bounds and facts["unit"] else ""
         for word in facts["words"]:
@@ -112,7 +112,7 @@ def load(arguments: Sequence[str]) -> Config:
     """
     overrides = [_checked_override(a) for a in normalise(arguments)]
     given = {name for name, _ in overrides}
-    texts = [f"{name}={value}" for name, value in overrides]
+    texts = [f"{n}={v}" for n, v in overrides if n != "experiment" or v.lower() not in _NONE]
     if "model" not in given:
         # A variant alone names its model, as in a sweep over model.variant.
         variant = next((v for n, v in reversed(overrides) if n == "model.variant"), None)
@@ -188,9 +188,17 @@ def _quoted(override: str) -> str:
     try:
         OverridesParser.create().parse_override(override)
     except HydraException:
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{name}='{escaped}'"
+        if value.startswith("[") and value.endswith("]"):
+            items = [item.strip().strip("'\"") for item in value[1:-1].split(",")]
+            return f"{name}=[{','.join(map(_in_quotes, items))}]"
+        return f"{name}={_in_quotes(value)}"
     return override
+
+
+def _in_quotes(text: str) -> str:
+    """As a quoted text of Hydra's, where a backslash means itself unless quotes follow it."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def _checked_override(override: str) -> tuple[str, str]:
@@ -199,7 +207,9 @@ def _checked_override(override: str) -> tuple[str, str]:
         near = _suggestion(override.lstrip("-+~"))
         raise InputError(f"{override}: not understood; settings are written KEY=VALUE{near}")
     name, _, value = override.partition("=")
-    name = name.strip().lstrip("+~")
+    name = name.strip().lstrip("+")
+    if name.startswith("~"):
+        raise InputError(f"{override}: a setting cannot be removed; {name[1:]}=VALUE changes it")
     if name in GROUPS:
         choices = sorted(p.stem for p in (CONFIGS / name).glob("*.yaml"))
         plain = value.strip("'\" ")
@@ -234,6 +244,9 @@ def _checked_value(key: Key, value: str) -> str:
         return value
     if re.search(r"^[^\[{'\"(]*,", plain):
         raise InputError(_several(key.name, value))
+    plain_text = plain[:1] not in "'\"[{" and "\\" not in plain and plain.lower() not in _NONE
+    if key.kind == "str" and not key.facts["choices"] and plain_text:
+        return _in_quotes(plain)  # 2024_01_02 and 1e3 are names here, not numbers
     return value
 
 

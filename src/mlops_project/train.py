@@ -22,10 +22,10 @@ def main() -> int:
         from mlops_project.training.multirun import run_each
 
         return run_each([a for a in arguments if a not in ("-m", "--multirun")])
-    if arguments and arguments[0] == "--cfg":
+    if "--cfg" in arguments:
         import yaml
 
-        config = settings.load([a for a in arguments[1:] if a != "job"])
+        config = settings.load([a for a in arguments if a not in ("--cfg", "job")])
         print(yaml.safe_dump(settings.to_container(config), sort_keys=False), end="")
         return 0
     config = settings.load(arguments)

@@ -31,7 +31,7 @@ COLUMNS = (
     "member",
 )
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-TABLE_ENDINGS = (".csv", ".tab", ".tsv", ".txt", "")
+TABLE_ENDINGS = (".csv", ".tab", ".tsv", "", ".txt")
 MAX_TABLE_BYTES = 500 * 2**20
 MAX_IMAGE_BYTES = 200 * 2**20
 # The official test set may lie beside the training images: it must never be trained on.
@@ -139,44 +139,59 @@ def read_bytes(path: str, member: str = "") -> bytes:
 
 def _recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     """The layout, its tables, and the folders and archives with its images."""
-    entries = sorted(p for p in folder.iterdir() if not p.name.startswith((".", "__MACOSX")))
+    entries = sorted(p for p in folder.iterdir() if not _is_junk(p))
+    tests = [p for p in entries if TEST_MARK in p.name.lower()]
+    training = [p for p in entries if p not in tests]
+    layout = _layout(training, folder) or _layout(tests, folder)
+    if layout:
+        return layout
+    tables = [p for p in tests if _is_table(p)]
+    if tables and len(tests) > 1:
+        return "dataverse", tables[:1], [p for p in tests if p.is_dir() or _is_zip(p)]
+    found = ", ".join(p.name + ("/" if p.is_dir() else "") for p in entries[:8])
+    more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
+    raise InputError(
+        f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}{more}\n{ACCEPTED}"
+    )
+
+
+def _layout(entries: list[Path], folder: Path) -> tuple[str, list[Path], list[Path]] | None:
     lower = {p: p.name.lower() for p in entries}
-
-    def is_table(path: Path) -> bool:
-        return path.is_file() and path.suffix.lower() in TABLE_ENDINGS
-
-    def has_test_mark(path: Path) -> bool:
-        return TEST_MARK in lower[path]
-
-    metadata = [p for p in entries if lower[p].startswith("ham10000_metadata") and is_table(p)]
+    metadata = [p for p in entries if lower[p].startswith("ham10000_metadata") and _is_table(p)]
     if metadata:
-        places = [p for p in entries if (p.is_dir() or _is_zip(p)) and not has_test_mark(p)]
+        places = [p for p in entries if p.is_dir() or _is_zip(p)]
         parts = [p for p in places if lower[p].startswith("ham10000_images")]
         layout = "dataverse" if any(_is_zip(p) for p in parts) else "kaggle"
         # The same table may lie there twice, as .csv and as .tab.
         return layout, metadata[:1], parts or [*places, folder]
     truths = [p for p in entries if lower[p].endswith("_groundtruth.csv") and p.is_file()]
     for inner in (p for p in entries if p.is_dir() and "groundtruth" in lower[p]):
-        truths += sorted(q for q in inner.glob("*_GroundTruth.csv") if q.is_file())
+        truths += sorted(q for q in inner.glob("*_GroundTruth.csv") if not _is_junk(q))
     truths += [p for p in entries if "groundtruth" in lower[p] and _is_zip(p)]
     inputs = [p for p in entries if "input" in lower[p] and (p.is_dir() or _is_zip(p))]
-    if truths and inputs and not _has_diagnosis_column(truths[0]):
+    if truths and inputs and "dx" not in _read_table(truths[0]).columns:
         return "challenge", truths, inputs
-    tests = [p for p in entries if has_test_mark(p)]
-    tables = [p for p in tests if is_table(p)]
-    if tables and len(tests) > 1:
-        return "dataverse", tables[:1], [p for p in tests if p.is_dir() or _is_zip(p)]
     images = [p for p in entries if p.stem.lower() == "images" and (p.is_dir() or _is_zip(p))]
+    tables = []
     for place in [p for p in entries if p.is_dir() and lower[p] == "metadata"]:
-        tables += sorted(p for p in place.iterdir() if is_table(p) and not p.name.startswith("."))
-    tables += [p for p in entries if p.stem.lower() == "metadata" and is_table(p)]
+        tables += sorted(p for p in place.iterdir() if _is_table(p) and not _is_junk(p))
+    tables += [p for p in entries if p.stem.lower() == "metadata" and _is_table(p)]
     if images and tables:
-        return "plain", tables[:1], images
-    found = ", ".join(p.name + ("/" if p.is_dir() else "") for p in entries[:8])
-    more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
-    raise InputError(
-        f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}{more}\n{ACCEPTED}"
-    )
+        # Notes and licences may lie beside the table; it has the likeliest ending.
+        return (
+            "plain",
+            sorted(tables, key=lambda p: TABLE_ENDINGS.index(p.suffix.lower()))[:1],
+            images,
+        )
+    return None
+
+
+def _is_table(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in TABLE_ENDINGS
+
+
+def _is_junk(path: Path) -> bool:
+    return path.name.startswith((".", "__MACOSX"))
 
 
 def _is_zip(path: Path) -> bool:
@@ -278,10 +293,6 @@ def _read_table(path: Path) -> pd.DataFrame:
     return table.apply(lambda column: column.fillna("").str.strip())
 
 
-def _has_diagnosis_column(path: Path) -> bool:
-    return "dx" in _read_table(path).columns
-
-
 def _require(table: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
     lacking = [c for c in columns if c not in table.columns]
     if lacking:
@@ -335,7 +346,7 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
         table[column] = "unknown"
     table["dataset"] = path.stem.removesuffix("_GroundTruth")
     table["age"] = float("nan")
-    for groups in sorted(folder.rglob("*LesionGroupings*.csv")):
+    for groups in sorted(p for p in folder.rglob("*LesionGroupings*.csv") if not _is_junk(p)):
         grouping = _read_table(groups)
         _require(grouping, ("image", "lesion_id"), groups)
         lesion = dict(zip(_without_ending(grouping["image"]), grouping["lesion_id"], strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from mlops_project.config import ModelConfig
@@ -74,11 +75,28 @@ def build_model(settings: ModelConfig, image_size: int, *, load_weights: bool = 
             tuple(expected.get("std") or IMAGENET_STD),
         )
         _start_small(built.network)
+        if settings.name == "timm":
+            _try(built.network, str(settings.variant), image_size)
     if load_weights:
         for path in (settings.pretrained_path, settings.init_from):
             if path:
                 built.weights = load_file(built.network, path)
     return built
+
+
+def _try(network: nn.Module, name: str, image_size: int) -> None:
+    """Raises InputError if the network cannot take images of this size."""
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"model.variant={name}: it cannot take {image_size} × {image_size} images "
+            f"({reason[0][:150] if reason else type(error).__name__}); try another data.image_size"
+        ) from error
+    finally:
+        network.train()
 
 
 def _start_small(network: nn.Module) -> None:
@@ -133,6 +151,8 @@ def stages(network: nn.Module) -> list[list[nn.Parameter]]:
     else:
         from timm.models import group_parameters
 
+        if not hasattr(network, "group_matcher"):  # it has not said where its stages end
+            return [top, [p for p in named.values() if id(p) not in in_head]]
         matcher = network.group_matcher(coarse=True)  # type: ignore[operator]
         order: dict[str, float] = group_parameters(network, matcher, reverse=True)
         depths = sorted(set(order.values()), reverse=True)

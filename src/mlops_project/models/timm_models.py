@@ -76,24 +76,23 @@ def create(
             raise InputError(f"model.pretrained=true: timm has no ImageNet weights for {name}")
         log.warning("timm has no ImageNet weights for %s: it starts at random", name)
         return build(False), "random"
+    # Asked first: the hub's own client tries again and again for a minute.
+    reason = hub_has(config.to_dict())
+    if reason is None:
+        try:
+            return build(True), f"ImageNet ({config.hf_hub_id or config.url})"
+        except InputError:
+            raise
+        except Exception as error:  # the hub's client and the disk raise what they like
+            lines = str(error).strip().splitlines()
+            reason = lines[0][:200] if lines else type(error).__name__
     if pretrained == "auto":
-        reason = hub_has(config.to_dict())
-        if reason:
-            return _at_random(build, name, reason)
-    try:
-        return build(True), f"ImageNet ({config.hf_hub_id or config.url})"
-    except InputError:
-        raise
-    except Exception as error:  # the hub client, its HTTP library and the disk raise what they like
-        lines = str(error).strip().splitlines()
-        reason = lines[0][:200] if lines else type(error).__name__
-        if pretrained == "auto":
-            return _at_random(build, name, reason)
-        raise ProjectError(
-            f"model.pretrained=true: the ImageNet weights of {name} cannot be fetched ({reason})\n"
-            "Connect to the network, name a local file with model.pretrained_path=FILE, "
-            "or start at random with model.pretrained=false."
-        ) from error
+        return _at_random(build, name, reason)
+    raise ProjectError(
+        f"model.pretrained=true: the ImageNet weights of {name} cannot be fetched ({reason})\n"
+        "Connect to the network, name a local file with model.pretrained_path=FILE, "
+        "or start at random with model.pretrained=false."
+    )
 
 
 def _at_random(build: Any, name: str, reason: str) -> tuple[nn.Module, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -93,17 +95,40 @@ def load_file(network: nn.Module, path: str | os.PathLike[str]) -> str:
 def _read(path: Path) -> object:
     if not path.is_file():
         raise InputError(f"{path}: no such file with weights")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file as load_safetensors
+    if path.suffix != ".safetensors":
+        return read_tensors(path, "file of weights")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file as load_safetensors
 
-            return load_safetensors(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return load_safetensors(path)
+    except SafetensorError as error:
+        raise _unreadable(path, "file of weights", error) from error
     except OSError as error:
         raise ProjectError(f"{path}: cannot be read ({error})") from error
+
+
+def read_tensors(path: Path, what: str) -> object:
+    """What `torch.save` wrote, on the CPU: tensors and plain containers, nothing executed.
+
+    Args:
+        path: an existing file; `what` it is called in messages.
+
+    Raises:
+        InputError: damaged, or with contents that are refused for safety.
+        ProjectError: the disk cannot read it.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        # torch asks for bytes before the start of a file that has been cut short.
+        if error.errno not in (None, errno.EINVAL):
+            raise ProjectError(f"{path}: cannot be read ({error})") from error
+        raise _unreadable(path, what, error) from error
     except (
         pickle.UnpicklingError,
         zipfile.BadZipFile,
+        struct.error,
         RuntimeError,
         EOFError,
         LookupError,
@@ -111,18 +136,14 @@ def _read(path: Path) -> object:
         TypeError,
         AttributeError,
     ) as error:
-        raise _unreadable(path, error) from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":  # derives from Exception alone
-            raise _unreadable(path, error) from error
-        raise
+        raise _unreadable(path, what, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: Path, what: str, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()
     return InputError(
-        f"{path}: not a readable file of weights: damaged, or with contents that are refused "
-        f"for safety ({(reason[0] if reason else type(error).__name__)[:120]})"
+        f"{path}: not a readable {what}: damaged, or with contents that are refused for safety "
+        f"({(reason[0] if reason else type(error).__name__)[:120]})"
     )
 
 

@@ -7,8 +7,6 @@ the model elsewhere: classes, preprocessing, settings, and which images it was t
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.errors import InputError
 from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel
+from mlops_project.models.weights import read_tensors
 from mlops_project.settings import to_container
 
 ENTRY = "mlops_project"
@@ -33,8 +32,14 @@ class AtomicCheckpointIO(CheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, "wb") as file:
-            torch.save(checkpoint, file)
+        try:
+            with atomic_write(path, "wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # Closing its archive, torch complains once more and hides that the disk is full.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = True
@@ -56,27 +61,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint{_near(path)}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        UnicodeDecodeError,
-    ) as error:
-        reason = str(error).strip().splitlines()
-        short = reason[0][:120] if reason else type(error).__name__
-        raise InputError(
-            f"{path}: not a readable checkpoint: damaged, or with contents that are refused for "
-            f"safety ({short}){_near(path)}"
-        ) from error
+        checkpoint = read_tensors(path, "checkpoint")
+    except InputError as error:
+        raise InputError(f"{error}{_near(path)}") from error
     entry = checkpoint.get(ENTRY) if isinstance(checkpoint, dict) else None
-    if not isinstance(entry, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(entry, dict):
         raise InputError(
             f"{path}: a file of PyTorch, but not a checkpoint of this project; "
             "weights from elsewhere go into model.pretrained_path"

@@ -45,9 +45,9 @@ def new_run_folder(model: str, root: Path = MODELS) -> Path:
 
 def run_folder_of(checkpoint: str) -> Path | None:
     """The folder `…/version_N` of the run that wrote a checkpoint; None if it lies elsewhere."""
-    folder = Path(checkpoint).absolute().parents[1]
-    inside = Path(checkpoint).absolute().parent.name == "checkpoints"
-    if not inside or not re.fullmatch(r"version_\d+", folder.name):
+    parent = Path(checkpoint).absolute().parent
+    folder = parent.parent
+    if parent.name != "checkpoints" or not re.fullmatch(r"version_\d+", folder.name):
         return None
     return Path(os.path.relpath(folder))
 

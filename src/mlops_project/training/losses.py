@@ -58,9 +58,13 @@ class ClassificationLoss(nn.Module):
             weights = shares @ self.class_weights
         smooth = shares * (1 - self.label_smoothing) + self.label_smoothing / classes
         terms = -smooth * log_p
+        if self.class_weights is not None:
+            terms = terms * self.class_weights
         if self.name == "focal":
-            terms = terms * (1 - log_p.exp()) ** self.focal_gamma
-        return weights * terms.sum(dim=1), weights
+            # At p = 1 the slope of (1 - p)^gamma is infinite where gamma < 1.
+            rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(torch.float32).eps)
+            terms = terms * rest**self.focal_gamma
+        return terms.sum(dim=1), weights
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

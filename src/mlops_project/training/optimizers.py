@@ -33,6 +33,14 @@ def check_optimizer(name: str) -> None:
             f"training.optimizer={name}: no such optimizer; {hint}\n"
             "Known: adamw, adam, sgd, rmsprop, lion and all of timm.optim.list_optimizers()."
         )
+    try:
+        build_optimizer(name, [{"params": [nn.Parameter(torch.ones(2, 2))], "lr": 0.1}])
+    except Exception as error:  # what it lacks here: a package, a GPU
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"training.optimizer={name}: cannot be used here "
+            f"({reason[0] if reason else type(error).__name__})"
+        ) from error
 
 
 def parameter_groups(
@@ -152,7 +160,8 @@ class Schedule(LRScheduler):
         if self.name != "reduce_on_plateau":
             return
         loss = value if mode == "min" else -value
-        if self.best == math.inf or loss < self.best - 1e-4 * abs(self.best):
+        margin = 0.0 if math.isinf(self.best) else 1e-4 * abs(self.best)
+        if loss < self.best - margin:
             self.best, self.bad_epochs = loss, 0
             return
         self.bad_epochs += 1
@@ -170,3 +179,5 @@ class Schedule(LRScheduler):
         """Continues from `state_dict`, with the rates of this run's settings."""
         self.__dict__.update(state_dict)
         self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
