@@ -191,7 +191,7 @@ def _is_table(path: Path) -> bool:
 
 
 def _is_junk(path: Path) -> bool:
-    return path.name.startswith((".", "__MACOSX"))
+    return path.name.startswith((".", "__MACOSX")) or path.parent.name.startswith("__MACOSX")
 
 
 def _is_zip(path: Path) -> bool:

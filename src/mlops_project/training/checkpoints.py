@@ -65,7 +65,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{error}{_near(path)}") from error
     entry = checkpoint.get(ENTRY) if isinstance(checkpoint, dict) else None
-    if not isinstance(checkpoint, dict) or not isinstance(entry, dict):
+    if not isinstance(checkpoint, dict) or not entry or "state_dict" not in checkpoint:
         raise InputError(
             f"{path}: a file of PyTorch, but not a checkpoint of this project; "
             "weights from elsewhere go into model.pretrained_path"
