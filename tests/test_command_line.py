@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -101,12 +102,16 @@ def test_cfg_may_follow_the_settings(run: Run) -> None:
 
 
 # --help is longer than what Python holds back until the end, --cfg is shorter.
+HELD_BACK = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
 @pytest.mark.parametrize("flag", ["--help", "--cfg"])
 def test_a_reader_that_leaves_early_is_no_error(flag: str, command: Command) -> None:
     with subprocess.Popen(
-        command("train.py", flag), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command("train.py", flag),
+        env=HELD_BACK,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -122,6 +127,7 @@ def test_output_onto_a_full_disk_says_so(flag: str, command: Command) -> None:
     with FULL.open("w") as full:
         done = subprocess.run(
             command("train.py", flag),
+            env=HELD_BACK,
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -53,9 +53,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         code = _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The reader of a pipe has gone, as `| head` does; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = 0  # the reader of a pipe has gone, as `| head` does
     except MemoryError:
         code = _fail(OUT_OF_MEMORY, EXIT_FAILED)
     except RuntimeError as error:
@@ -74,6 +72,11 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except Exception:
         _log_crash()
         raise
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would try once more at exit, and end with a code of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

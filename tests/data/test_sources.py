@@ -90,8 +90,10 @@ def _dataverse_with_tab(folder: Path) -> None:
 
 
 def _dataverse_with_csv_and_tab(folder: Path) -> None:
-    _dataverse_with_tab(folder)
-    _write(folder / "HAM10000_metadata.csv", TABLE)
+    _dataverse(folder)
+    (folder / "HAM10000_metadata").rename(folder / "HAM10000_metadata.csv")
+    less = [line.rpartition(",")[0].replace(",", "\t") for line in TABLE.splitlines()]
+    _write(folder / "HAM10000_metadata.tab", "\n".join(less))
 
 
 def _dataverse_unpacked(folder: Path) -> None:
@@ -258,9 +260,9 @@ def test_what_macos_leaves_behind_is_ignored(lay_out, tmp_path: Path) -> None:
             _write(path.with_name(f"._{path.name}"), APPLE)
             _write(tmp_path / "__MACOSX" / path.relative_to(tmp_path), APPLE)
         elif path.is_file():
-            with zipfile.ZipFile(path, "a") as archive:
-                for member in archive.namelist():
-                    archive.writestr(f"__MACOSX/{member}", APPLE)
+            with zipfile.ZipFile(path) as archive:
+                members = {name: archive.read(name) for name in archive.namelist()}
+            _zip(path, {**{f"__MACOSX/{name}": APPLE for name in members}, **members})
     _write(tmp_path / ".DS_Store", APPLE)
     source = read_source(tmp_path)
     assert source.table["image_id"].tolist() == IMAGES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import resource
 from collections import OrderedDict
 from pathlib import Path
@@ -136,6 +137,15 @@ def test_a_checkpoint_that_ends_too_early_is_refused(
     content = whole.read_bytes()
     damaged.write_bytes(content[: int(share * len(content))])
     assert "not a readable checkpoint" in refusal(damaged)
+
+
+def test_a_damaged_checkpoint_of_pytorch_s_older_format_is_refused(damaged: Path) -> None:
+    torch.save(WHOLE, damaged, _use_new_zipfile_serialization=False)
+    content = damaged.read_bytes()
+    key = re.findall(rb"\d{9,}", content)[-1]  # the last of the tensors' names
+    for damage in (content[:-1], content[: len(content) // 2], content.replace(key, key[::-1], 1)):
+        damaged.write_bytes(damage)
+        assert "not a readable checkpoint" in refusal(damaged)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

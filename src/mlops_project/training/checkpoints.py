@@ -64,12 +64,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         checkpoint = read_tensors(path, "checkpoint")
     except InputError as error:
         raise InputError(f"{error}{_near(path)}") from error
-    entry = checkpoint.get(ENTRY) if isinstance(checkpoint, dict) else None
-    if not isinstance(checkpoint, dict) or not entry or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(ENTRY), dict):
+        checkpoint = {}
+    if "state_dict" not in checkpoint:
         raise InputError(
             f"{path}: a file of PyTorch, but not a checkpoint of this project; "
             "weights from elsewhere go into model.pretrained_path"
         )
+    entry = checkpoint[ENTRY]
     if entry.get("format", 0) > FORMAT:
         raise InputError(
             f"{path}: written by a newer version (format {entry['format']}, this one reads "
