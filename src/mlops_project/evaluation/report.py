@@ -51,6 +51,7 @@ def evaluate(
 
 def show(facts: dict[str, Any], folder: Path) -> None:
     """Prints the metrics, and where the files are."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
@@ -64,7 +65,7 @@ def show(facts: dict[str, Any], folder: Path) -> None:
         table.add_row(name.replace("_", " "), _shown(metric["value"]))
     console.print(table)
     columns = list(next(iter(facts["per_class"].values())))
-    table = Table(title="each class against the rest")
+    table = Table(title="each class against the rest", box=SIMPLE)
     table.add_column("class")
     for column in columns:
         table.add_column(column.removeprefix("n_").replace("_", " "), justify="right")

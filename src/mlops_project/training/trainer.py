@@ -122,9 +122,21 @@ def _loggers(folder: Path | None) -> list[Logger]:
     ]
 
 
+class _RichBar(RichProgressBar):
+    """Epochs counted from 1, as in the log, and no version number, which the log has."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs} "
+
+
 def _progress_bar(options: TrainingConfig) -> Callback | None:
     """None in a pipe or a file: the log has a line for each epoch."""
-    bars: dict[str, Any] = {"rich": RichProgressBar, "tqdm": TQDMProgressBar}
+    bars: dict[str, Any] = {"rich": _RichBar, "tqdm": TQDMProgressBar}
     if options.progress_bar == "none" or not sys.stdout.isatty():
         return None
     return bars[options.progress_bar](leave=False)
