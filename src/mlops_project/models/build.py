@@ -151,9 +151,10 @@ def stages(network: nn.Module) -> list[list[nn.Parameter]]:
     else:
         from timm.models import group_parameters
 
-        if not hasattr(network, "group_matcher"):  # it has not said where its stages end
+        try:
+            matcher = network.group_matcher(coarse=True)  # type: ignore[operator]
+        except (AttributeError, AssertionError):  # it has not said where its stages end
             return [top, [p for p in named.values() if id(p) not in in_head]]
-        matcher = network.group_matcher(coarse=True)  # type: ignore[operator]
         order: dict[str, float] = group_parameters(network, matcher, reverse=True)
         depths = sorted(set(order.values()), reverse=True)
         backbone = [

@@ -129,6 +129,7 @@ def read_tensors(path: Path, what: str) -> object:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
         struct.error,
+        AssertionError,
         RuntimeError,
         EOFError,
         LookupError,
