@@ -8,6 +8,7 @@ uv run src/mlops_project/train.py --help
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from mlops_project import settings
 from mlops_project.command_line import run_command
@@ -29,6 +30,10 @@ def main() -> int:
         print(yaml.safe_dump(settings.to_container(config), sort_keys=False), end="")
         return 0
     config = settings.load(arguments)
+    if config.data.name != "demo":
+        from mlops_project.data.sources import require_folder
+
+        require_folder(Path(config.data.data_dir))  # seconds before all that training imports
 
     from mlops_project.training.run import train
 

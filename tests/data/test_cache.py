@@ -113,12 +113,15 @@ def test_archives_are_read_as_they_are(
     assert (cache.images == pixels).all()
     os.utime(archive, ns=(0, 0))
     assert _open(zipped, caches).path == cache.path, "its checksums count, not its time"
+    sizes = [os.path.getsize(path) for path in table["path"]]
+    small, large = np.argmin(sizes), np.argmax(sizes)
+    other = Path(table["path"][small]).read_bytes().ljust(sizes[large], b"\0")
     with zipfile.ZipFile(archive, "a") as file:
-        file.write(table["path"][0], "part/new.jpg")
-    zipped.loc[3, "member"] = "part/new.jpg"
+        file.writestr("part/other.jpg", other)
+    zipped.loc[large, "member"] = "part/other.jpg"
     changed = _open(zipped, caches)
-    assert changed.path != cache.path
-    assert (changed.images[3] == pixels[0]).all()
+    assert changed.path != cache.path, "another image of the same size"
+    assert (changed.images[large] == pixels[small]).all()
 
 
 def test_unreadable_images_are_reported_with_their_reasons(

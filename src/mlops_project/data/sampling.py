@@ -65,6 +65,16 @@ class TrainingBatches(Sampler):
         for start, stop in self._bounds()[self.done :]:
             yield self.epoch, order[start:stop][self.rank :: self.world]
 
+    def images_per_step(self, batches: int, limit: int | None = None) -> list[int]:
+        """Images of each optimizer step of an epoch, of all processes together.
+
+        Args:
+            batches: that make one step.
+            limit: batches an epoch, at most.
+        """
+        sizes = [stop - start for start, stop in self._bounds()[:limit]]
+        return [sum(sizes[i : i + batches]) for i in range(0, len(sizes), batches)]
+
     def _bounds(self) -> list[tuple[int, int]]:
         total, step = len(self.rows), self.batch_size * self.world
         # Every process must take part in every step with as many images as the others.

@@ -73,12 +73,7 @@ def read_source(folder: str | os.PathLike[str]) -> Source:
         InputError: the folder cannot be used; the message says what was found and what is accepted.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder. Two commands that help:\n"
-            "  uv run src/mlops_project/dataset.py download    fetch the real HAM10000\n"
-            "  uv run src/mlops_project/train.py data=demo     train on synthetic images"
-        )
+    require_folder(folder)
     layout, tables, places = _recognise(folder)
     if layout == "challenge":
         table = pd.concat([_read_challenge(t, folder) for t in tables], ignore_index=True)
@@ -103,6 +98,16 @@ def read_source(folder: str | os.PathLike[str]) -> Source:
     table = table[has_image].sort_values("image_id").reset_index(drop=True)
     synthetic = (folder / SYNTHETIC_MARKER).is_file()
     return Source(folder, layout, table[list(COLUMNS)], missing, synthetic)
+
+
+def require_folder(folder: Path) -> None:
+    """Raises InputError, with the two commands that help, if there is no such folder."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder. Two commands that help:\n"
+            "  uv run src/mlops_project/dataset.py download    fetch the real HAM10000\n"
+            "  uv run src/mlops_project/train.py data=demo     train on synthetic images"
+        )
 
 
 _archives = threading.local()

@@ -30,7 +30,7 @@ def new_run_folder(model: str, root: Path = MODELS) -> Path:
     taken = [
         int(name.name.removeprefix("version_"))
         for name in parent.glob("version_*")
-        if name.name.removeprefix("version_").isdigit()
+        if name.name.removeprefix("version_").isdecimal()
     ]
     number = max(taken, default=-1) + 1
     while True:

@@ -68,7 +68,7 @@ class ClassificationLoss(nn.Module):
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """N / (K n_k) for each class k, as scikit-learn's "balanced"; 0 for a class with no image.
+    """N / (K n_k) for each of the K classes present, as scikit-learn's "balanced"; 0 for others.
 
     Args:
         labels: int64 [N].

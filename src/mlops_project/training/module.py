@@ -6,15 +6,24 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import nn
 
+from mlops_project import settings as settings_
 from mlops_project.config import Config
 from mlops_project.data.augmentation import BatchAugmentation
+from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.randomness import seed_for
-from mlops_project.models.build import stages
-from mlops_project.training.checkpoints import ENTRY
-from mlops_project.training.losses import ClassificationLoss
-from mlops_project.training.optimizers import Schedule, build_optimizer, parameter_groups
+from mlops_project.errors import InputError
+from mlops_project.models.build import BuiltModel, stages
+from mlops_project.training.checkpoints import ENTRY, metadata
+from mlops_project.training.losses import ClassificationLoss, balanced_class_weights
+from mlops_project.training.optimizers import (
+    Schedule,
+    build_optimizer,
+    parameter_groups,
+    time_share,
+)
 
 Prepared = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -27,7 +36,7 @@ class LesionClassifier(pl.LightningModule):
         config: settings; training.learning_rate and weight_decay are numbers.
         augmentation: uint8 batches to normalised ones, on the device.
         loss: of a batch's logits.
-        steps_per_epoch: optimizer steps an epoch.
+        images_per_step: images of each optimizer step of an epoch, of all processes together.
         metadata: plain containers kept in every checkpoint, for using the model elsewhere.
     """
 
@@ -38,7 +47,7 @@ class LesionClassifier(pl.LightningModule):
         *,
         augmentation: BatchAugmentation,
         loss: ClassificationLoss,
-        steps_per_epoch: int,
+        images_per_step: list[int],
         metadata: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -46,7 +55,7 @@ class LesionClassifier(pl.LightningModule):
         self.config = config
         self.augmentation = augmentation
         self.loss = loss
-        self.steps_per_epoch = steps_per_epoch
+        self.images_per_step = images_per_step
         self.metadata = metadata
         self.used_learning_rate = 0.0  # the head's, in the latest step
 
@@ -78,7 +87,13 @@ class LesionClassifier(pl.LightningModule):
 
     def training_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
         outputs = self._outputs(batch)
-        self.log("train_loss_step", outputs["loss"].detach(), on_step=True, on_epoch=False)
+        # The mean over all images of the optimizer step, whatever batches and processes they come
+        # in: Lightning divides by the number of batches, and DDP by that of the processes.
+        parts = self.config.training.accumulate_grad_batches
+        images = self.images_per_step[min(batch_idx // parts, len(self.images_per_step) - 1)]
+        share = parts * self.trainer.world_size / images
+        outputs["loss"] = outputs.pop("sum") * share
+        self.log("train_loss_step", outputs["losses"].mean(), on_step=True, on_epoch=False)
         # Once the step is done the schedule has set the next one's rate.
         self.used_learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log("learning_rate", self.used_learning_rate, on_step=True, on_epoch=False)
@@ -95,7 +110,7 @@ class LesionClassifier(pl.LightningModule):
         logits = self.network(images)
         losses, weights = self.loss(logits, targets)
         return {
-            "loss": losses.sum() / weights.sum(),
+            "sum": losses.sum(),
             "losses": losses.detach(),
             "weights": weights.detach(),
             "probabilities": logits.detach().float().softmax(dim=1),
@@ -114,7 +129,15 @@ class LesionClassifier(pl.LightningModule):
             layer_decay=settings.layer_decay,
         )
         optimizer = build_optimizer(settings.optimizer, groups)
-        schedule = Schedule(optimizer, settings, rate, self.steps_per_epoch)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        timer = next((c for c in callbacks if isinstance(c, Timer)), None)
+        schedule = Schedule(
+            optimizer,
+            settings,
+            rate,
+            len(self.images_per_step),
+            time_share(timer) if timer else None,
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -122,3 +145,60 @@ class LesionClassifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[ENTRY] = self.metadata
+
+
+def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) -> LesionClassifier:
+    """Network, loss and augmentation, with what a checkpoint needs to say about them."""
+    options, augment = config.training, config.data.augment
+    labels = data.labels[data.rows_of("train")]
+    weights = None
+    if options.class_weights == "balanced":
+        weights = balanced_class_weights(labels, config.model.num_classes)
+    if options.enable_checkpointing:
+        recompute_activations(built.network, config)
+    if options.compile:
+        built.network.compile()  # in place: the names of the weights stay as they are
+    module = LesionClassifier(
+        built.network,
+        config,
+        augmentation=BatchAugmentation(
+            mean=built.mean,
+            std=built.std,
+            seed=config.seed,
+            rotation_degrees=config.data.rotation_degrees * augment,
+            color_jitter=config.data.color_jitter * augment,
+            random_erasing=config.data.random_erasing * augment,
+            randaugment=config.data.randaugment * augment,
+            mixup=config.data.mixup * augment,
+            cutmix=config.data.cutmix * augment,
+            num_classes=config.model.num_classes,
+        ),
+        loss=ClassificationLoss(
+            options.loss,
+            class_weights=weights,
+            label_smoothing=options.label_smoothing,
+            focal_gamma=options.focal_gamma,
+        ),
+        images_per_step=data.training_batches().images_per_step(
+            options.accumulate_grad_batches, options.limit_train_batches
+        ),
+        metadata=metadata(config, built, data),
+    )
+    module.save_hyperparameters({**settings_.to_container(config), "weights": built.weights})
+    return module
+
+
+def recompute_activations(network: nn.Module, config: Config) -> None:
+    """Turns gradient checkpointing on: less memory, for a second forward pass.
+
+    Raises:
+        InputError: the network cannot.
+    """
+    try:
+        network.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"training.enable_checkpointing=true: {config.model.variant or config.model.name} has "
+            "no gradient checkpointing; a smaller data.batch_size with "
+            "training.accumulate_grad_batches saves memory as well"
+        ) from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -103,6 +104,7 @@ class Schedule(LRScheduler):
         settings: the schedule's name and numbers.
         learning_rate: the head's rate, which min_learning_rate is compared with.
         steps_per_epoch: optimizer steps an epoch.
+        time_used: share of `max_time` that is used; where it is ahead of the steps, p follows it.
     """
 
     def __init__(
@@ -111,7 +113,9 @@ class Schedule(LRScheduler):
         settings: TrainingConfig,
         learning_rate: float,
         steps_per_epoch: int,
+        time_used: Callable[[], float] | None = None,
     ) -> None:
+        self.time_used = time_used
         self.name = settings.lr_scheduler
         self.steps_per_epoch = steps_per_epoch
         self.total = steps_per_epoch * settings.max_epochs
@@ -137,7 +141,7 @@ class Schedule(LRScheduler):
                 return ONECYCLE_START + (1 - ONECYCLE_START) * (1 - math.cos(math.pi * rise)) / 2
             return rise
         p = (t - self.warmup) / max(1, self.total - self.warmup)
-        p = min(1.0, p)
+        p = min(1.0, max(p, self.time_used() if self.time_used else 0.0))
         m = self.floor
         if self.name == "cosine":
             return m + (1 - m) * (1 + math.cos(math.pi * p)) / 2
@@ -181,3 +185,13 @@ class Schedule(LRScheduler):
         self._last_lr = self.get_lr()
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
+
+
+def time_share(timer: Timer) -> Callable[[], float]:
+    """The share of its duration that a timer has used, as a function to ask at any time."""
+
+    def share() -> float:
+        used, left = timer.time_elapsed(), timer.time_remaining()
+        return 0.0 if left is None else used / max(used + left, 1e-9)
+
+    return share

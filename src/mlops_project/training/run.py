@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 import time
 import warnings
 from dataclasses import dataclass
@@ -13,19 +14,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mlops_project import settings
 from mlops_project.config import Config
-from mlops_project.data.augmentation import BatchAugmentation
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.errors import Terminated
-from mlops_project.models.build import BuiltModel, build_model
-from mlops_project.training import checkpoints, folders, summary
-from mlops_project.training.losses import ClassificationLoss, balanced_class_weights
-from mlops_project.training.module import LesionClassifier
+from mlops_project.errors import ProjectError, Terminated
+from mlops_project.models.build import build_model
+from mlops_project.training import checkpoints, folders, summary, weights_and_biases
+from mlops_project.training.module import LesionClassifier, build_module
 from mlops_project.training.optimizers import check_optimizer
+from mlops_project.training.preview import draw_preview
 from mlops_project.training.tracking import (
     EpochMetrics,
     EpochTable,
@@ -34,6 +35,7 @@ from mlops_project.training.tracking import (
     start_logging,
 )
 from mlops_project.training.trainer import build_trainer, keep_checkpoints
+from mlops_project.training.tuning import find_batch_size, find_learning_rate
 
 log = logging.getLogger("mlops_project")
 
@@ -81,27 +83,44 @@ def train(config: Config) -> Result:
     data.setup("fit")
     pl.seed_everything(config.seed, verbose=False)
     built = build_model(config.model, data.image_size, load_weights=not resume)
-    module = build_module(config, built, data)
+    if config.data.batch_size == "auto":
+        images = len(data.rows_of("train"))
+        data.settings.batch_size = find_batch_size(built.network, data.image_size, images)
+        config.data.batch_size = data.settings.batch_size
 
     folder = None
     if first:
         folder = folders.run_folder_of(resume) if resume else None
         folder = folder or folders.new_run_folder(config.model.name)
+    if config.training.learning_rate == "auto":
+        found = folder or Path(tempfile.mkdtemp())
+        config.training.learning_rate = find_learning_rate(config, built, data, found)
+        pl.seed_everything(config.seed, verbose=False)
+    module = build_module(config, built, data)
+    if folder is not None:
         summary.describe(config, built, data, folder)
+        if config.data.preview:
+            draw_preview(data, module.augmentation, folder / "preview.png")
     metrics = EpochMetrics()
     table = EpochTable(folder, metrics, config.training.monitor_metric)
     keeper = keep_checkpoints(config, folder)
     trainer = build_trainer(config, folder, [metrics, table, keeper])
+    wandb_logger = next((g for g in trainer.loggers if isinstance(g, WandbLogger)), None)
+    if wandb_logger is not None:
+        weights_and_biases.watch(wandb_logger, config, module.network)
 
     with warnings.catch_warnings():
         # Preparing batches in this process is the fast path here, not an oversight.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
         warnings.filterwarnings("ignore", message=".*number of training batches .* smaller than.*")
-        fit(trainer, module, data, resume)
+        fit(trainer, module, data, resume, config)
         best = Path(keeper.best_model_path or keeper.last_model_path)
         module.load_state_dict(checkpoints.load_checkpoint(best)["state_dict"])
         trainer.test(module, datamodule=data, verbose=False)
+    if wandb_logger is not None:
+        tested = {n: v for n, v in metrics.latest.items() if n.startswith("test_")}
+        weights_and_biases.finish(wandb_logger, config, best, tested)
 
     best = Path(os.path.relpath(best))
     test = {n: v for n, v in metrics.latest.items() if n.startswith("test_")}
@@ -118,9 +137,13 @@ def train(config: Config) -> Result:
 
 
 def fit(
-    trainer: pl.Trainer, module: LesionClassifier, data: HAM10000DataModule, resume: str | None
+    trainer: pl.Trainer,
+    module: LesionClassifier,
+    data: HAM10000DataModule,
+    resume: str | None,
+    config: Config,
 ) -> None:
-    """Lightning's fit, with an interruption raised as what it is."""
+    """Lightning's fit, with an interruption or a lack of memory raised as what it is."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SIGTERMException:
@@ -130,9 +153,31 @@ def fit(
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ProjectError(memory_advice(config)) from error
     early = trainer.early_stopping_callback
     if isinstance(early, EarlyStopping) and early.stopped_epoch:
         log.info("stopped early: %s", early.stopping_reason_message)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's or the machine's memory was too small; PyTorch has no one class for both."""
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def memory_advice(config: Config) -> str:
+    """What to try when the memory is too small, with values that keep the effective batch size."""
+    size, parts = int(config.data.batch_size), config.training.accumulate_grad_batches
+    half = max(1, size // 2)
+    return (
+        f"out of memory at data.batch_size={size}, data.image_size={config.data.image_size}; the "
+        f"epochs done are kept. Try data.batch_size={half}, with "
+        f"training.accumulate_grad_batches={parts * math.ceil(size / half)} for the same steps,\n"
+        "a smaller network (model=efficientnet model.variant=b0), a smaller data.image_size, or "
+        "training.enable_checkpointing=true"
+    )
 
 
 def open_data(config: Config) -> HAM10000DataModule:
@@ -144,41 +189,3 @@ def open_data(config: Config) -> HAM10000DataModule:
         seed=config.seed,
         **fields,
     )
-
-
-def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) -> LesionClassifier:
-    """Network, loss and augmentation, with what a checkpoint needs to say about them."""
-    options, augment = config.training, config.data.augment
-    labels = data.labels[data.rows_of("train")]
-    weights = None
-    if options.class_weights == "balanced":
-        weights = balanced_class_weights(labels, config.model.num_classes)
-    batches = len(data.training_batches())
-    if options.limit_train_batches:
-        batches = min(batches, options.limit_train_batches)
-    module = LesionClassifier(
-        built.network,
-        config,
-        augmentation=BatchAugmentation(
-            mean=built.mean,
-            std=built.std,
-            seed=config.seed,
-            rotation_degrees=config.data.rotation_degrees * augment,
-            color_jitter=config.data.color_jitter * augment,
-            random_erasing=config.data.random_erasing * augment,
-            randaugment=config.data.randaugment * augment,
-            mixup=config.data.mixup * augment,
-            cutmix=config.data.cutmix * augment,
-            num_classes=config.model.num_classes,
-        ),
-        loss=ClassificationLoss(
-            options.loss,
-            class_weights=weights,
-            label_smoothing=options.label_smoothing,
-            focal_gamma=options.focal_gamma,
-        ),
-        steps_per_epoch=math.ceil(batches / options.accumulate_grad_batches),
-        metadata=checkpoints.metadata(config, built, data),
-    )
-    module.save_hyperparameters({**settings.to_container(config), "weights": built.weights})
-    return module

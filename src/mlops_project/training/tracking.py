@@ -18,6 +18,7 @@ from mlops_project.errors import InputError
 from mlops_project.files import atomic_write
 from mlops_project.metrics import NAMES, classification_metrics
 from mlops_project.training.folders import table_text
+from mlops_project.training.optimizers import Schedule
 
 log = logging.getLogger("mlops_project")
 
@@ -77,7 +78,7 @@ class EpochMetrics(Callback):
         self.latest = dict(state_dict["latest"])
 
     def _collect(self, split: str, outputs: dict[str, torch.Tensor]) -> None:
-        kept = {name: value for name, value in outputs.items() if name != "loss"}
+        kept = {name: value for name, value in outputs.items() if name not in ("loss", "sum")}
         self.outputs.setdefault(split, []).append(kept)
 
     def _finish(self, split: str, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -130,6 +131,9 @@ class EpochTable(Callback):
         row |= {n: v for n, v in self.metrics.latest.items() if not n.startswith("test_")}
         self.rows.append(row)
         self._write()
+        for config in trainer.lr_scheduler_configs:
+            if self.monitor in row and isinstance(config.scheduler, Schedule):
+                config.scheduler.observe(row[self.monitor], monitor_mode(self.monitor))
         if trainer.is_global_zero:
             shown = dict.fromkeys(
                 ("train_loss", "val_loss", "val_balanced_accuracy", "val_auroc", self.monitor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,20 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     RichProgressBar,
     TQDMProgressBar,
+    WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.profilers import (
+    AdvancedProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
+from lightning.pytorch.strategies import DDPStrategy
 
 from mlops_project.config import Config, TrainingConfig
 from mlops_project.errors import InputError
-from mlops_project.training import folders
+from mlops_project.training import folders, weights_and_biases
 from mlops_project.training.checkpoints import AtomicCheckpointIO
 from mlops_project.training.finetuning import Unfreezing, freezes
 from mlops_project.training.tracking import monitor_mode
@@ -51,17 +60,26 @@ def build_trainer(config: Config, folder: Path | None, callbacks: list[Callback]
         )
     if freezes(options):
         callbacks.append(Unfreezing(options))
+    if options.ema_decay:
+        callbacks.append(WeightAveraging(avg_fn=average(options.ema_decay)))
     bar = _progress_bar(options) if folder is not None else None
     accelerator = _accelerator(options)
     return pl.Trainer(
         accelerator=accelerator,
         devices=_devices(options),
+        strategy=_strategy(options),
+        precision=_precision(options),
+        accumulate_grad_batches=options.accumulate_grad_batches,
+        gradient_clip_val=options.gradient_clip_val,
+        gradient_clip_algorithm=options.gradient_clip_algorithm,
+        max_time=options.max_time,
+        profiler=_profiler(options, folder),
         max_epochs=options.max_epochs,
         limit_train_batches=options.limit_train_batches,
         limit_val_batches=options.limit_val_batches,
         log_every_n_steps=options.log_every_n_steps,
         callbacks=[*callbacks, bar] if bar else callbacks,
-        logger=_loggers(folder) or False,
+        logger=_loggers(config, folder) or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=folders.LOGS,
         num_sanity_val_steps=0,
@@ -111,15 +129,66 @@ def _devices(options: TrainingConfig) -> int | str:
     return count
 
 
-def _loggers(folder: Path | None) -> list[Logger]:
+def average(decay: float) -> Callable[..., torch.Tensor]:
+    """The moving average's update, with a smaller decay in the first steps.
+
+    The decay is min(decay, (1 + n) / (10 + n)) after n updates, as TensorFlow's
+    ExponentialMovingAverage has it, since the first weights are not worth remembering.
+    """
+
+    def update(old: torch.Tensor, new: torch.Tensor, updates: Any) -> torch.Tensor:
+        n = int(updates)
+        return old + (1 - min(decay, (1 + n) / (10 + n))) * (new - old)
+
+    return update
+
+
+def _on_gpu(options: TrainingConfig) -> bool:
+    return options.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+
+
+def _precision(options: TrainingConfig) -> Any:
+    name = options.precision.removesuffix("-mixed").removesuffix("-true")
+    if name == "16" and not (_on_gpu(options) or options.accelerator == "mps"):
+        log.info("training.precision=16: bfloat16, since a CPU has no fast float16")
+        name = "bf16"
+    return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}[name]
+
+
+def _strategy(options: TrainingConfig) -> Any:
+    several = options.devices.isdigit() and int(options.devices) > 1
+    if options.strategy == "fsdp" and not _on_gpu(options):
+        raise InputError("training.strategy=fsdp: needs GPUs; training.strategy=ddp runs anywhere")
+    if options.strategy == "ddp" or (options.strategy == "auto" and several):
+        # A frozen stage has no gradient that the others could wait for.
+        return DDPStrategy(find_unused_parameters=freezes(options))
+    return options.strategy
+
+
+def _profiler(options: TrainingConfig, folder: Path | None) -> Profiler | None:
+    kinds: dict[str, type[Profiler]] = {
+        "simple": SimpleProfiler,
+        "advanced": AdvancedProfiler,
+        "pytorch": PyTorchProfiler,
+    }
+    if options.profiler == "none" or folder is None:
+        return None
+    log.info("profile: %s", folder / "*profile*")
+    return kinds[options.profiler](dirpath=str(folder), filename="profile")
+
+
+def _loggers(config: Config, folder: Path | None) -> list[Logger]:
     if folder is None:
         return []
     number = int(folder.name.removeprefix("version_"))
     name = f"{folder.parent.name}_{folder.name}"
-    return [
+    loggers: list[Logger] = [
         TensorBoardLogger(folder.parents[1], name=folder.parent.name, version=number),
         CSVLogger(folders.LOGS, name="lightning_logs", version=name),
     ]
+    if config.wandb.enabled:
+        loggers.append(weights_and_biases.build_logger(config, folder))
+    return loggers
 
 
 class _RichBar(RichProgressBar):

@@ -1,0 +1,52 @@
+"""A picture of what the network is shown: training images before and after augmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mlops_project.data.augmentation import BatchAugmentation
+from mlops_project.data.datamodule import HAM10000DataModule
+from mlops_project.files import atomic_write
+
+COLUMNS = 4
+
+
+def draw_preview(data: HAM10000DataModule, augmentation: BatchAugmentation, path: Path) -> None:
+    """Draws four training images of each class, and each of them augmented, as a PNG picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = data.rows_of("train")
+    shown = [rows[data.labels[rows] == k][:COLUMNS] for k in range(len(data.class_names))]
+    shown = [chosen for chosen in shown if len(chosen)]
+    figure, axes = plt.subplots(
+        2 * len(shown),
+        COLUMNS,
+        figsize=(1.7 * COLUMNS, 3.5 * len(shown)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    plain, random = data.dataset(augment=False), data.dataset(augment=data.settings.augment)
+    for i, chosen in enumerate(shown):
+        before = plain[0, chosen][0].permute(0, 2, 3, 1).numpy()
+        cropped, labels, draws = random[0, chosen]
+        after = augmentation(cropped, draws, 0, training=True)
+        after, _ = augmentation.mix(after, labels, draws, 0)
+        grey = (after - augmentation.offset) / augmentation.scale
+        after_pixels = grey.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        name = data.class_names[data.labels[chosen[0]]]
+        for offset, pictures in enumerate((before, after_pixels)):
+            text = f"{name}, {('as it is', 'augmented')[offset]}"
+            axes[2 * i + offset, 0].set_title(text, loc="left", fontsize=9)
+            for j, picture in enumerate(np.asarray(pictures)):
+                axes[2 * i + offset, j].imshow(picture)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)

@@ -1,0 +1,85 @@
+"""Weights & Biases: online where there is an account and a network, else offline with one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lightning.pytorch.loggers import WandbLogger
+from torch import nn
+
+from mlops_project.config import Config
+
+log = logging.getLogger("mlops_project")
+
+PROBE_SECONDS = 3.0  # wandb.init itself waits 90 s for a server that is not there
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def build_logger(config: Config, folder: Path) -> WandbLogger:
+    """A logger whose run has the settings' project, entity, name and tags.
+
+    Args:
+        config: settings of the run.
+        folder: the run's, which names it where `wandb.name` does not.
+    """
+    import wandb
+
+    reason = None if os.environ.get("WANDB_MODE") else _why_offline()
+    if reason:
+        log.warning(
+            "Weights & Biases: %s, so the run is kept offline; `uv run wandb sync` sends it", reason
+        )
+    options = config.wandb
+    return WandbLogger(
+        project=options.project,
+        entity=options.entity,
+        name=options.name or f"{folder.parent.name}-{folder.name}",
+        tags=options.tags or None,
+        offline=bool(reason) or os.environ.get("WANDB_MODE") == "offline",
+        settings=wandb.Settings(console="off"),
+    )
+
+
+def _why_offline() -> str | None:
+    """Why no server can be reached; None if one can."""
+    import wandb
+
+    if not wandb.api.api_key:
+        return "no account is known (`uv run wandb login`)"
+    if any(os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
+        return None  # only the proxy knows
+    address = urlsplit(wandb.setup().settings.base_url)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), PROBE_SECONDS).close()
+    except OSError:
+        return f"{address.hostname} cannot be reached"
+    return None
+
+
+def watch(logger: WandbLogger, config: Config, network: nn.Module) -> None:
+    """Starts what `wandb.log_code` and `wandb.watch_model` ask for."""
+    run: Any = logger.experiment
+    if config.wandb.log_code:
+        run.log_code(str(PACKAGE), name="source")
+    if config.wandb.watch_model != "none":
+        steps = config.training.log_every_n_steps
+        logger.watch(network, log=config.wandb.watch_model, log_freq=steps, log_graph=False)
+
+
+def finish(logger: WandbLogger, config: Config, checkpoint: Path, test: dict[str, float]) -> None:
+    """Adds the test metrics and, with `wandb.log_model`, the checkpoint; ends the run."""
+    import wandb
+
+    run: Any = logger.experiment
+    run.summary.update(test)
+    if config.wandb.log_model:
+        artifact = wandb.Artifact(f"model-{run.id}", type="model")
+        artifact.add_file(str(checkpoint))
+        run.log_artifact(artifact)
+    run.finish()
