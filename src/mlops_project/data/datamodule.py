@@ -205,10 +205,11 @@ class HAM10000DataModule(pl.LightningDataModule):
 
     def training_batches(self) -> TrainingBatches:
         """The order of the training batches; the same object throughout, so that it can be set."""
-        if self._training_batches is None:
-            rank, world = self._processes()
+        rank, world = self._processes()
+        batches = self._training_batches
+        if batches is None or (batches.rank, batches.world) != (rank, world):
             rows = self.rows_of("train")
-            self._training_batches = TrainingBatches(
+            self._training_batches = batches = TrainingBatches(
                 rows,
                 self.labels[rows],
                 images=len(self.table),
@@ -218,7 +219,7 @@ class HAM10000DataModule(pl.LightningDataModule):
                 rank=rank,
                 world=world,
             )
-        return self._training_batches
+        return batches
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset(augment=self.settings.augment)

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 # Larger than any camera's picture; what claims to be larger is a decompression bomb.
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 178_956_970  # where Pillow refuses as well
 
 
 class UnreadableImage(ValueError):
@@ -60,7 +60,10 @@ def decode(data: bytes, side: int) -> np.ndarray:
 
 @cache
 def _torchvision_decoder():
-    from torchvision.io import ImageReadMode, decode_jpeg
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:
+        return lambda data: None
 
     # It has announced that it will leave torchvision; until then it is the fastest decoder.
     warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities")

@@ -358,14 +358,15 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
         table["lesion_id"] = table["image_id"].map(lesion).fillna(table["lesion_id"])
         confirmed = "diagnosis_confirm_type"
         if confirmed in grouping.columns:
-            kinds = dict(zip(grouping["image"], grouping[confirmed], strict=True))
+            images = _without_ending(grouping["image"])
+            kinds = dict(zip(images, grouping[confirmed], strict=True))
             table["dx_type"] = table["image_id"].map(kinds).fillna(table["dx_type"])
     return table
 
 
 def _without_doubles(table: pd.DataFrame) -> pd.DataFrame:
     table = table.drop_duplicates()
-    doubled = table["image_id"].duplicated(keep=False)
+    doubled = table["image_id"].str.lower().duplicated(keep=False)
     if doubled.any():
         names = sorted(set(table.loc[doubled, "image_id"]))
         raise InputError(

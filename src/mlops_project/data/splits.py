@@ -37,8 +37,9 @@ def split_by_lesion(
     """Assigns every image to a split, all images of a lesion to the same one.
 
     Within a diagnosis each lesion, those with the most images first, goes to the split that has
-    the smallest share of its target so far. A split then misses its target by less than
-    the images of one lesion, and a diagnosis with three lesions or more is in all of them.
+    the smallest share of its target so far. A split then exceeds its target by less than the
+    images of one lesion, and so falls short by less than those of two; a diagnosis with three
+    lesions or more is in all of them.
 
     Args:
         table: columns lesion_id and dx, one row an image.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -36,7 +37,8 @@ class LesionClassifier(pl.LightningModule):
         config: settings; training.learning_rate and weight_decay are numbers.
         augmentation: uint8 batches to normalised ones, on the device.
         loss: of a batch's logits.
-        images_per_step: images of each optimizer step of an epoch, of all processes together.
+        images_per_step: gives the images of each optimizer step of an epoch, of all processes
+            together; asked once training knows how many processes there are.
         metadata: plain containers kept in every checkpoint, for using the model elsewhere.
     """
 
@@ -47,7 +49,7 @@ class LesionClassifier(pl.LightningModule):
         *,
         augmentation: BatchAugmentation,
         loss: ClassificationLoss,
-        images_per_step: list[int],
+        images_per_step: Callable[[], list[int]],
         metadata: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -90,7 +92,7 @@ class LesionClassifier(pl.LightningModule):
         # The mean over all images of the optimizer step, whatever batches and processes they come
         # in: Lightning divides by the number of batches, and DDP by that of the processes.
         parts = self.config.training.accumulate_grad_batches
-        images = self.images_per_step[min(batch_idx // parts, len(self.images_per_step) - 1)]
+        images = self.step_images[min(batch_idx // parts, len(self.step_images) - 1)]
         share = parts * self.trainer.world_size / images
         outputs["loss"] = outputs.pop("sum") * share
         self.log("train_loss_step", outputs["losses"].mean(), on_step=True, on_epoch=False)
@@ -119,6 +121,7 @@ class LesionClassifier(pl.LightningModule):
         }
 
     def configure_optimizers(self) -> Any:
+        self.step_images = self.images_per_step()
         settings = self.config.training
         rate = float(settings.learning_rate or self.config.model.learning_rate)
         groups = parameter_groups(
@@ -135,7 +138,7 @@ class LesionClassifier(pl.LightningModule):
             optimizer,
             settings,
             rate,
-            len(self.images_per_step),
+            len(self.step_images),
             time_share(timer) if timer else None,
         )
         return {
@@ -179,7 +182,7 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
             label_smoothing=options.label_smoothing,
             focal_gamma=options.focal_gamma,
         ),
-        images_per_step=data.training_batches().images_per_step(
+        images_per_step=lambda: data.training_batches().images_per_step(
             options.accumulate_grad_batches, options.limit_train_batches
         ),
         metadata=metadata(config, built, data),

@@ -40,7 +40,8 @@ def build_logger(config: Config, folder: Path) -> WandbLogger:
         entity=options.entity,
         name=options.name or f"{folder.parent.name}-{folder.name}",
         tags=options.tags or None,
-        offline=bool(reason) or os.environ.get("WANDB_MODE") == "offline",
+        # `offline=` would set an environment variable, too late and for all later runs.
+        mode="offline" if reason else None,
         settings=wandb.Settings(console="off"),
     )
 

@@ -1,0 +1,388 @@
+"""Every option of a training is seen to work: in the weights, the files, or the memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from mlops_project import settings
+from mlops_project.errors import InputError
+from mlops_project.models.build import build_model, stages
+from mlops_project.training.run import Result, memory_advice, train
+
+SMALL = ("data.image_size=32", "data.batch_size=16", "training.max_epochs=1", "data.augment=false")
+Train = Callable[..., Result]
+Options = tuple[str, ...]
+# A transformer of a few thousand weights, without batch normalisation or dropout
+TINY: Options = (
+    "model=timm",
+    "model.variant=test_vit",
+    "data.image_size=160",
+    "model.pretrained=false",
+)
+
+
+@pytest.fixture
+def run_here(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Trains with some options, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    cache = f"data.cache={demo_folder.parent / 'cache'}"
+    return lambda *options: train(
+        settings.load([f"data.data_dir={demo_folder}", cache, *SMALL, *options])
+    )
+
+
+def weights(result: Result, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    assert result.folder is not None
+    path = result.folder / "checkpoints" / name
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def difference(a: Result, b: Result) -> float:
+    left, right = weights(a), weights(b)
+    return max(float((left[n].float() - right[n].float()).abs().max()) for n in left)
+
+
+def test_accumulated_batches_give_the_weights_of_the_larger_batch(run_here: Train) -> None:
+    options = (*TINY, "training.optimizer=sgd", "training.class_weights=balanced")
+    whole = run_here(*options, "data.batch_size=16")
+    parts = run_here(*options, "data.batch_size=4", "training.accumulate_grad_batches=4")
+    single = run_here(*options, "data.batch_size=4")
+    assert difference(whole, parts) < 1e-5
+    assert difference(whole, single) > 1e-4
+
+
+def test_the_logged_rate_follows_the_formula_with_accumulation(run_here: Train) -> None:
+    result = run_here(
+        "training.accumulate_grad_batches=2",
+        "training.log_every_n_steps=1",
+        "training.max_epochs=3",
+        "training.learning_rate=0.01",
+        "training.warmup_epochs=1",
+    )
+    assert result.folder is not None
+    log = pd.read_csv("logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
+    rates = log.dropna(subset=["learning_rate"])["learning_rate"].to_numpy()
+    steps = pd.read_csv(result.folder / "metrics.csv")["step"].iloc[0]
+    total = 3 * steps
+    expected = [
+        0.01 * (t + 1) / steps
+        if t < steps
+        else 0.01 * (1 + np.cos(np.pi * (t - steps) / (total - steps))) / 2
+        for t in range(total)
+    ]
+    assert len(rates) == total
+    assert np.abs(rates - expected).max() < 1e-6
+
+
+def test_clipping_bounds_a_step(run_here: Train) -> None:
+    sgd: Options = (*TINY, "training.optimizer=sgd", "training.limit_train_batches=1")
+    sgd = (*sgd, "training.lr_scheduler=none", "training.weight_decay=0")
+    start = run_here(*sgd, "training.learning_rate=1e-30")
+    by_norm = run_here(*sgd, "training.learning_rate=1", "training.gradient_clip_val=1e-3")
+    by_value = run_here(
+        *sgd,
+        "training.learning_rate=1",
+        "training.gradient_clip_val=1e-5",
+        "training.gradient_clip_algorithm=value",
+    )
+    first, clipped = weights(start), weights(by_norm)
+    norm = sum(float((first[n] - clipped[n]).square().sum()) for n in first) ** 0.5
+    # timm's sgd has Nesterov momentum 0.9, whose first step is 1.9 times the gradient
+    assert norm == pytest.approx(1.9e-3, rel=0.01)
+    assert difference(start, by_value) == pytest.approx(1.9e-5, rel=0.02)
+
+
+def test_the_averaged_weights_are_evaluated_and_saved(run_here: Train) -> None:
+    plain = run_here("training.max_epochs=2")
+    averaged = run_here("training.max_epochs=2", "training.ema_decay=0.99")
+    checkpoint = torch.load(averaged.checkpoint, weights_only=True)
+    current = checkpoint["current_model_state"]
+    saved = {n: v for n, v in checkpoint["state_dict"].items() if v.is_floating_point()}
+    assert any(not torch.equal(saved[n], current[n]) for n in saved)
+    assert averaged.best["val_loss"] != plain.best["val_loss"]
+    from mlops_project.evaluation.report import evaluate
+
+    facts = evaluate(averaged.checkpoint)
+    assert facts["metrics"]["auroc"]["value"] == pytest.approx(averaged.test["test_auroc"])
+
+
+@pytest.mark.parametrize("precision", ["16", "bf16"])
+def test_lower_precision_changes_the_numbers_a_little(run_here: Train, precision: str) -> None:
+    full = run_here()
+    lower = run_here(f"training.precision={precision}")
+    assert lower.best["train_loss"] != full.best["train_loss"]
+    assert lower.best["train_loss"] == pytest.approx(full.best["train_loss"], rel=0.1)
+
+
+def test_half_precision_weights_and_other_backends_are_refused() -> None:
+    for option in ("training.precision=16-true", "training.amp_backend=apex"):
+        with pytest.raises(InputError, match="must be"):
+            settings.load([option])
+
+
+@pytest.mark.parametrize("name", ["baseline_cnn", "resnet", "efficientnet"])
+def test_recomputed_activations_give_the_same_gradients_from_less_memory(name: str) -> None:
+    from mlops_project.training.module import recompute_activations
+
+    config = settings.load([f"model={name}", "model.pretrained=false"])
+    torch.manual_seed(0)
+    network = build_model(config.model, 64).network.train()
+    images = torch.randn(2, 3, 64, 64)
+
+    def step() -> tuple[list[torch.Tensor], int]:
+        kept: set[tuple[int, int]] = set()
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept.add((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
+            return tensor
+
+        network.zero_grad()
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = network(images).square().sum()
+        size = sum(nbytes for _, nbytes in kept)
+        loss.backward()
+        return [p.grad.clone() for p in network.parameters() if p.grad is not None], size
+
+    before, needed = step()
+    recompute_activations(network, config)
+    after, less = step()
+    assert all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(before, after, strict=True)
+    )
+    assert less < 0.7 * needed
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_and_keeps_its_names(run_here: Train) -> None:
+    compiled = run_here("training.compile=true")
+    plain = run_here()
+    assert weights(compiled).keys() == weights(plain).keys()
+    assert compiled.best["train_loss"] == pytest.approx(plain.best["train_loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["simple", "advanced", "pytorch"])
+def test_a_profile_is_a_file_in_the_runs_folder(run_here: Train, kind: str) -> None:
+    result = run_here(f"training.profiler={kind}", "training.limit_train_batches=2")
+    assert result.folder is not None
+    found = [p for p in result.folder.iterdir() if "profile" in p.name]
+    assert found
+    assert all(p.stat().st_size > 0 for p in found)
+
+
+def test_time_ends_a_training_and_the_schedule_with_it(run_here: Train) -> None:
+    result = run_here(
+        "training.max_time=00:00:00:04",
+        "training.max_epochs=100000",
+        "training.early_stopping_patience=0",
+        "training.log_every_n_steps=1",
+    )
+    assert result.folder is not None
+    log = pd.read_csv("logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
+    rates = log["learning_rate"].dropna()
+    assert rates.iloc[0] == pytest.approx(1e-3, rel=0.05)
+    assert rates.iloc[-1] < 1e-4
+
+
+def test_a_plateau_reduces_the_rate(run_here: Train) -> None:
+    result = run_here(
+        "training.lr_scheduler=reduce_on_plateau",
+        "training.lr_patience=1",
+        "training.lr_factor=0.5",
+        "training.learning_rate=1e-30",
+        "training.monitor_metric=val_accuracy",
+        "training.max_epochs=6",
+        "training.early_stopping_patience=0",
+    )
+    assert result.folder is not None
+    rates = pd.read_csv(result.folder / "metrics.csv")["learning_rate"] / 1e-30
+    # The first epoch is the best; after two without a better one the rate is halved, and again
+    assert rates.tolist() == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25])
+
+
+def test_the_learning_rate_can_be_found(run_here: Train) -> None:
+    result = run_here("training.learning_rate=auto", "data.batch_size=4")
+    assert result.folder is not None
+    rate = settings.from_container(
+        torch.load(result.checkpoint, weights_only=True)["mlops_project"]["config"]
+    ).training.learning_rate
+    assert isinstance(rate, float)
+    assert 1e-6 < rate < 1
+    with Image.open(result.folder / "learning_rate.png") as picture:
+        assert picture.width > 300
+    assert not list(Path.cwd().rglob(".lr_find*"))
+
+
+def test_the_batch_size_can_be_left_open(run_here: Train) -> None:
+    result = run_here("data.batch_size=auto")
+    config = torch.load(result.checkpoint, weights_only=True)["mlops_project"]["config"]
+    assert config["data"]["batch_size"] == 32 or torch.cuda.is_available()
+
+
+def test_the_preview_shows_every_class_twice(run_here: Train) -> None:
+    result = run_here("data.preview=true", "data.augment=true", "data.rotation_degrees=90")
+    assert result.folder is not None
+    with Image.open(result.folder / "preview.png") as picture:
+        assert picture.height > picture.width  # two classes, each before and after
+
+
+def test_a_frozen_part_stays_bit_identical_until_its_epoch(run_here: Train) -> None:
+    options: Options = ("model=resnet", "model.pretrained=false", "data.image_size=32")
+    options = (*options, "training.save_top_k=9", "training.limit_train_batches=2")
+    schedule = ("training.freeze_backbone_epochs=1", "training.progressive_unfreezing=true")
+    result = run_here(
+        *options, *schedule, "training.unfreeze_schedule=[2,3]", "training.max_epochs=4"
+    )
+    assert result.folder is not None
+    kept = sorted((result.folder / "checkpoints").glob("epoch=*.ckpt"))
+    states = [torch.load(p, weights_only=True)["state_dict"] for p in kept]
+
+    def moved(prefix: str, a: int, b: int) -> bool:
+        names = [n for n in states[0] if n.startswith(f"network.{prefix}")]
+        assert names
+        return any(not torch.equal(states[a][n], states[b][n]) for n in names)
+
+    assert moved("fc", 0, 1)
+    # Epochs are counted from 0: at 2 the last stage is freed, at 3 all the rest
+    assert not moved("layer4", 0, 1)
+    assert not moved("bn1", 0, 1)
+    assert moved("layer4", 1, 2)
+    assert not moved("layer1", 1, 2)
+    assert not moved("bn1", 1, 2)
+    assert moved("layer1", 2, 3)
+    assert moved("bn1", 2, 3)
+
+
+def test_the_backbone_learns_at_its_own_rate(run_here: Train) -> None:
+    options: Options = (*TINY, "training.lr_scheduler=none", "training.weight_decay=0")
+    options = (*options, "training.limit_train_batches=1", "training.learning_rate=0.001")
+    start = weights(run_here(*options, "training.learning_rate=1e-30"))
+    slow = weights(run_here(*options, "training.unfreeze_lr_factor=0.1"))
+    # Adam's first step is the learning rate itself
+    step = {n: float((start[n] - slow[n]).abs().max()) for n in start}
+    assert step["network.head.weight"] == pytest.approx(1e-3, rel=0.05)
+    assert step["network.patch_embed.proj.weight"] == pytest.approx(1e-4, rel=0.05)
+
+
+def test_a_run_can_start_from_the_weights_of_another(run_here: Train) -> None:
+    first = run_here("training.max_epochs=2")
+    second = run_here(f"model.init_from={first.checkpoint}", "training.learning_rate=1e-30")
+    before, after = weights(first, first.checkpoint.name), weights(second)
+    learned = [n for n in before if "running" not in n and "num_batches" not in n]
+    assert all(torch.equal(before[n], after[n]) for n in learned)
+
+
+def test_the_advice_for_too_little_memory_keeps_the_effective_batch() -> None:
+    config = settings.load(["data.batch_size=24", "training.accumulate_grad_batches=2"])
+    message = memory_advice(config)
+    assert "data.batch_size=12" in message
+    assert "training.accumulate_grad_batches=4" in message
+    assert "model.variant=b0" in message
+    assert len(message.splitlines()) <= 3
+
+
+def test_two_processes_train_as_one(
+    demo_folder: Path, tmp_path: Path, command: Callable[..., list[str]], run: Any
+) -> None:
+    options: Options = (f"data.data_dir={demo_folder}", *SMALL, *TINY, "training.optimizer=sgd")
+    options = (*options, "training.accelerator=cpu", "training.limit_train_batches=2")
+    two = run(
+        "train.py", *options, "training.devices=2", "training.strategy=ddp", "data.batch_size=8"
+    )
+    assert two.returncode == 0, two.stdout + two.stderr
+    one = run("train.py", *options)
+    assert one.returncode == 0, one.stdout + one.stderr
+    tables = [
+        pd.read_csv(tmp_path / f"models/timm/version_{n}/metrics.csv").iloc[0] for n in (0, 1)
+    ]
+    for name in ("train_loss", "val_loss", "val_auroc"):
+        assert tables[0][name] == pytest.approx(tables[1][name], abs=1e-4), name
+    assert len(list((tmp_path / "logs").glob("*.log"))) == 2
+
+
+def test_an_offline_run_of_weights_and_biases_holds_what_was_asked_for(
+    run_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run_here(
+        "wandb.enabled=true",
+        "wandb.project=lesions",
+        "wandb.name=a name",
+        "wandb.tags=[production,efficientnet]",
+        "wandb.log_model=true",
+        "wandb.log_code=true",
+        "wandb.watch_model=all",
+        "training.log_every_n_steps=1",
+    )
+    records = list(read_records(next(Path("wandb").glob("offline-run-*/run-*.wandb"))))
+    (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
+    assert (run.project, run.display_name) == ("lesions", "a name")
+    assert list(run.tags) == ["production", "efficientnet"]
+    keys = {
+        "/".join(item.nested_key) or item.key
+        for r in records
+        if r.WhichOneof("record_type") == "history"
+        for item in r.history.item
+    }
+    assert {"val_f1_score", "val_loss", "train_loss"} <= keys
+    assert any(k.startswith("gradients/") for k in keys)
+    assert any(k.startswith("parameters/") for k in keys)
+    artifacts = {
+        r.request.log_artifact.artifact.type
+        for r in records
+        if r.WhichOneof("record_type") == "request"
+    } | {r.artifact.type for r in records if r.WhichOneof("record_type") == "artifact"}
+    assert {"model", "code"} <= artifacts
+
+
+def read_records(path: Path) -> Any:
+    """The records of an offline run: blocks of 32 KiB of length-prefixed pieces, as in LevelDB."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, whole = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length = int.from_bytes(data[position + 4 : position + 6], "little")
+        kind = data[position + 6]
+        whole += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield wandb_internal_pb2.Record.FromString(whole)  # type: ignore[attr-defined]
+            whole = b""
+
+
+def test_without_an_account_one_line_says_that_the_run_is_offline(
+    run_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_here("wandb.enabled=true", "training.limit_train_batches=1")
+    lines = [line for line in capfd.readouterr().out.splitlines() if "offline" in line.lower()]
+    assert len(lines) == 1
+    assert "wandb login" in lines[0]
+    assert os.path.isdir("wandb")
+    assert json.dumps(lines)  # one line of plain text
+    assert re.match("warning: Weights & Biases", lines[0])
+
+
+def test_more_stages_than_entries_are_all_freed_by_the_last_one() -> None:
+    from mlops_project.training.finetuning import free_stages
+
+    config = settings.load(
+        ["model=resnet", "model.pretrained=false", "training.progressive_unfreezing=true"]
+    )
+    count = len(stages(build_model(config.model, 64).network))
+    free = [free_stages(epoch, count, config.training) for epoch in (0, 4, 5, 10, 14, 15, 99)]
+    assert free == [1, 1, 2, 3, 3, count, count]
