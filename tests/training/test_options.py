@@ -264,6 +264,28 @@ def test_a_frozen_part_stays_bit_identical_until_its_epoch(run_here: Train) -> N
     assert moved("bn1", 2, 3)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_resume_before_at_and_after_unfreezing_changes_nothing(
+    run_here: Train, epochs: int
+) -> None:
+    options: Options = ("model=resnet", "model.pretrained=false", "training.lr_scheduler=none")
+    options = (*options, "training.limit_train_batches=2", "training.freeze_backbone_epochs=2")
+    first = run_here(*options, f"training.max_epochs={epochs}")
+    assert first.folder is not None
+    last = first.folder / "checkpoints/last.ckpt"
+    whole = run_here(*options, "training.max_epochs=4")
+    resumed = run_here(*options, "training.max_epochs=4", f"training.resume_from_checkpoint={last}")
+    assert resumed.folder == first.folder
+    assert difference(whole, resumed) == 0
+
+
+def test_the_seed_decides_every_bit(run_here: Train) -> None:
+    augmented = ("data.augment=true", "data.color_jitter=0.3", "data.mixup=0.2")
+    first = run_here(*augmented)
+    assert difference(first, run_here(*augmented)) == 0
+    assert difference(first, run_here(*augmented, "seed=43")) > 0
+
+
 def test_the_backbone_learns_at_its_own_rate(run_here: Train) -> None:
     options: Options = (*TINY, "training.lr_scheduler=none", "training.weight_decay=0")
     options = (*options, "training.limit_train_batches=1", "training.learning_rate=0.001")
