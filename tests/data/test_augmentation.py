@@ -33,9 +33,8 @@ def test_flips_happen_as_often_as_set_and_change_nothing_else(
 ) -> None:
     image = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(1, 3, 8, 8)
     draws = np.arange(DRAWS)
-    batch = crop_and_flip(
-        image, np.zeros(DRAWS, int), 8, draws=draws, **{axis: probability}
-    ).numpy()
+    chance: dict[str, Any] = {axis: probability}
+    batch = crop_and_flip(image, np.zeros(DRAWS, int), 8, draws=draws, **chance).numpy()
     flipped = image[..., ::-1] if axis == "horizontal_flip" else image[..., ::-1, :]
     hits = (batch == flipped).all(axis=(1, 2, 3))
     assert (hits | (batch == image).all(axis=(1, 2, 3))).all()

@@ -230,3 +230,13 @@ def test_a_diagnosis_that_is_unknown_is_refused(make_folder: MakeFolder) -> None
     table.write_text(table.read_text().replace(",vasc,", ",wart,"))
     with pytest.raises(InputError, match="'wart'"):
         _module(folder)
+
+
+def test_memory_pinning_and_lasting_workers_reach_the_loader(demo_folder: Path) -> None:
+    options = {"num_workers": 1, "pin_memory": True, "persistent_workers": True}
+    data = HAM10000DataModule(
+        demo_folder, cache=str(demo_folder.parent / "cache"), image_size=32, **options
+    )
+    data.setup("fit")
+    loader = data.train_dataloader()
+    assert (loader.num_workers, loader.pin_memory, loader.persistent_workers) == (1, True, True)

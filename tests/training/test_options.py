@@ -286,6 +286,87 @@ def test_the_seed_decides_every_bit(run_here: Train) -> None:
     assert difference(first, run_here(*augmented, "seed=43")) > 0
 
 
+@pytest.fixture(scope="module")
+def default_weights(
+    demo_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, torch.Tensor]:
+    """The weights after a short run with nothing set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("default"))
+        return weights(train(settings.load([f"data.data_dir={demo_folder}", *SMALL, *BRIEF])))
+
+
+BRIEF: Options = ("training.limit_train_batches=2", "data.augment=true")
+BRIEF += tuple(f"data.{n}=0" for n in ("horizontal_flip", "vertical_flip", "rotation_degrees"))
+BRIEF += ("data.color_jitter=0",)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("data.augment=false", "data.horizontal_flip=1", "data.vertical_flip=1"),
+        *("data.rotation_degrees=90", "data.color_jitter=0.5", "data.random_erasing=1"),
+        *("data.mixup=1", "data.cutmix=1", "data.randaugment=9", "data.sampler=balanced"),
+        *("training.loss=focal", "training.class_weights=balanced", "training.label_smoothing=0.2"),
+        *("training.optimizer=sgd", "training.optimizer=adam", "training.optimizer=rmsprop"),
+        *("training.optimizer=lion", "training.weight_decay=5", "training.learning_rate=0.1"),
+        *("training.lr_scheduler=onecycle", "training.warmup_epochs=0.9"),
+        *("model.dropout_rate=0", "model.learning_rate=0.1", "data.subsample_percentage=0.3"),
+        *("training.lr_scheduler=polynomial", "training.min_learning_rate=0.0009"),
+        *("training.layer_decay=0.5", "training.freeze_backbone_epochs=1"),
+    ],
+)
+def test_an_option_changes_what_is_learned(
+    run_here: Train, default_weights: dict[str, torch.Tensor], option: str
+) -> None:
+    changed = weights(run_here(*BRIEF, option))
+    assert any(not torch.equal(default_weights[n], changed[n]) for n in changed)
+
+
+def test_limits_and_the_interval_of_logging_are_kept(run_here: Train) -> None:
+    result = run_here(
+        "training.limit_train_batches=4",
+        "training.limit_val_batches=1",
+        "training.log_every_n_steps=2",
+        "training.save_last=false",
+    )
+    assert result.folder is not None
+    table = pd.read_csv(result.folder / "metrics.csv")
+    assert table["step"].tolist() == [4]
+    log = pd.read_csv("logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
+    assert log["train_loss_step"].notna().sum() == 2
+    assert not (result.folder / "checkpoints/last.ckpt").exists()
+
+
+def test_the_progress_display_can_be_chosen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+
+    from mlops_project.training.trainer import build_trainer
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    folder = tmp_path / "models/baseline_cnn/version_0"
+    for name, kind in (("rich", RichProgressBar), ("tqdm", TQDMProgressBar), ("none", type(None))):
+        config = settings.load([f"training.progress_bar={name}"])
+        assert isinstance(build_trainer(config, folder, []).progress_bar_callback, kind)
+
+
+def test_a_device_that_is_not_here_is_refused(run_here: Train) -> None:
+    for option, words in (
+        ("training.devices=none", "must be"),
+        ("training.devices=0", "a number from 1"),
+        ("training.accelerator=mps", "no Apple GPU"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run_here(option)
+    if not torch.cuda.is_available():
+        for option in ("training.accelerator=gpu", "training.strategy=fsdp"):
+            with pytest.raises(InputError, match="GPU"):
+                run_here(option)
+
+
 def test_the_backbone_learns_at_its_own_rate(run_here: Train) -> None:
     options: Options = (*TINY, "training.lr_scheduler=none", "training.weight_decay=0")
     options = (*options, "training.limit_train_batches=1", "training.learning_rate=0.001")
@@ -341,6 +422,7 @@ def test_an_offline_run_of_weights_and_biases_holds_what_was_asked_for(
         "wandb.enabled=true",
         "wandb.project=lesions",
         "wandb.name=a name",
+        "wandb.entity=clinic",
         "wandb.tags=[production,efficientnet]",
         "wandb.log_model=true",
         "wandb.log_code=true",
@@ -350,6 +432,7 @@ def test_an_offline_run_of_weights_and_biases_holds_what_was_asked_for(
     records = list(read_records(next(Path("wandb").glob("offline-run-*/run-*.wandb"))))
     (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
     assert (run.project, run.display_name) == ("lesions", "a name")
+    assert run.entity == "clinic"
     assert list(run.tags) == ["production", "efficientnet"]
     keys = {
         "/".join(item.nested_key) or item.key
