@@ -278,7 +278,11 @@ class TrainingConfig:
         "numbers of the forward pass (16: float16 on a GPU, bfloat16 on a CPU)",
         choices=("16", "16-mixed", "bf16", "bf16-mixed", "32", "32-true"),
     )
-    amp_backend: str = key("native", "mixed precision is PyTorch's own", choices=("native",))
+    amp_backend: str = key(
+        "native",
+        "mixed precision is PyTorch's own, NVIDIA Apex is no longer needed",
+        choices=("native",),
+    )
     compile: bool = key(False, "compile the network with torch.compile")
     enable_checkpointing: bool = key(
         False, "recompute activations in the backward pass (gradient checkpointing): less memory"

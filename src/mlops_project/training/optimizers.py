@@ -35,8 +35,10 @@ def check_optimizer(name: str) -> None:
             "Known: adamw, adam, sgd, rmsprop, lion and all of timm.optim.list_optimizers()."
         )
     try:
-        build_optimizer(name, [{"params": [nn.Parameter(torch.ones(2, 2))], "lr": 0.1}])
-    except Exception as error:  # what it lacks here: a package, a GPU
+        weight = nn.Parameter(torch.ones(2, 2))
+        weight.grad = torch.ones(2, 2)
+        build_optimizer(name, [{"params": [weight], "lr": 0.1}]).step()
+    except Exception as error:  # what it lacks here: a package, a GPU, second derivatives
         reason = str(error).strip().splitlines()
         raise InputError(
             f"training.optimizer={name}: cannot be used here "
