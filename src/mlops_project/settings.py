@@ -329,7 +329,7 @@ def convert(key: Key, value: Any) -> Any:
             _shown(value), [_shown(c) for c in facts["choices"]], 1, 0.5
         )
         hint = f"; did you mean {near[0]}?" if near else ""
-        if len(known) == 1:
+        if len(facts["choices"]) == 1:
             hint = f": {facts['meaning']}"
         raise InputError(f"{key.name}={_shown(value)}: must be {key.expected}{hint}")
     if isinstance(value, str) and value.lower() in facts["words"]:
