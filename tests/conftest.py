@@ -17,12 +17,17 @@ os.environ.update(
 )
 os.environ.pop("WANDB_API_KEY", None)
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Started in a shell's background, the tests and their processes would ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COMMANDS = Path(__file__).resolve().parents[1] / "src" / "mlops_project"
 Run = Callable[..., subprocess.CompletedProcess[str]]
