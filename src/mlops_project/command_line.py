@@ -9,7 +9,12 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from mlops_project.errors import EXIT_FAILED, EXIT_INTERRUPTED, ProjectError
+from mlops_project.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    ProjectError,
+    is_out_of_memory,
+)
 
 if TYPE_CHECKING:
     import typer
@@ -57,8 +62,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except MemoryError:
         code = _fail(OUT_OF_MEMORY, EXIT_FAILED)
     except RuntimeError as error:
-        # torch.OutOfMemoryError on a GPU, a plain RuntimeError on a CPU
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             _log_crash()
             raise
         code = _fail(OUT_OF_MEMORY, EXIT_FAILED)

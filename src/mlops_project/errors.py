@@ -24,6 +24,11 @@ class InputError(ProjectError):
     exit_code = EXIT_USER_INPUT
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's or the machine's memory was too small; PyTorch has no one class for both."""
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
 class Terminated(ProjectError):
     """SIGTERM ended the program in good order."""
 

@@ -353,11 +353,12 @@ def test_the_progress_display_can_be_chosen(
         assert isinstance(build_trainer(config, folder, []).progress_bar_callback, kind)
 
 
-def test_a_device_that_is_not_here_is_refused(run_here: Train) -> None:
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(run_here: Train) -> None:
     for option, words in (
         ("training.devices=none", "must be"),
         ("training.devices=0", "a number from 1"),
         ("training.accelerator=mps", "no Apple GPU"),
+        ("training.max_time=8h", "days:hours:minutes:seconds"),
     ):
         with pytest.raises(InputError, match=words):
             run_here(option)
@@ -365,6 +366,7 @@ def test_a_device_that_is_not_here_is_refused(run_here: Train) -> None:
         for option in ("training.accelerator=gpu", "training.strategy=fsdp"):
             with pytest.raises(InputError, match="GPU"):
                 run_here(option)
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_the_backbone_learns_at_its_own_rate(run_here: Train) -> None:

@@ -80,7 +80,7 @@ def read_source(folder: str | os.PathLike[str]) -> Source:
     else:
         table = pd.concat([_read_metadata(t) for t in tables], ignore_index=True)
     if table.empty:
-        names = ", ".join(_name(t, folder) for t in tables)
+        names = ", ".join(str(t) for t in tables)
         raise InputError(f"{names}: the table has no rows; it needs one row for each image")
     table = _without_doubles(table)
     files = _image_files(places)
@@ -201,10 +201,6 @@ def _is_junk(path: Path) -> bool:
 
 def _is_zip(path: Path) -> bool:
     return path.suffix.lower() == ".zip" and path.is_file()
-
-
-def _name(path: Path, folder: Path) -> str:
-    return str(path) if folder not in path.parents else str(folder / path.relative_to(folder))
 
 
 def _image_files(places: list[Path]) -> dict[str, tuple[str, str]]:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Timer
 from torch import nn
 
-from mlops_project import settings as settings_
+from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.data.augmentation import BatchAugmentation
 from mlops_project.data.datamodule import HAM10000DataModule
@@ -88,13 +88,13 @@ class LesionClassifier(pl.LightningModule):
         return prepared, targets, labels, rows
 
     def training_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
-        outputs = self._outputs(batch)
+        total, outputs = self._outputs(batch)
         # The mean over all images of the optimizer step, whatever batches and processes they come
         # in: Lightning divides by the number of batches, and DDP by that of the processes.
         parts = self.config.training.accumulate_grad_batches
         images = self.step_images[min(batch_idx // parts, len(self.step_images) - 1)]
         share = parts * self.trainer.world_size / images
-        outputs["loss"] = outputs.pop("sum") * share
+        outputs["loss"] = total * share
         self.log("train_loss_step", outputs["losses"].mean(), on_step=True, on_epoch=False)
         # Once the step is done the schedule has set the next one's rate.
         self.used_learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -102,17 +102,17 @@ class LesionClassifier(pl.LightningModule):
         return outputs
 
     def validation_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
-        return self._outputs(batch)
+        return self._outputs(batch)[1]
 
     def test_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
-        return self._outputs(batch)
+        return self._outputs(batch)[1]
 
-    def _outputs(self, batch: Prepared) -> dict[str, torch.Tensor]:
+    def _outputs(self, batch: Prepared) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The sum of the images' losses, and what the metrics of an epoch are made of."""
         images, targets, labels, rows = batch
         logits = self.network(images)
         losses, weights = self.loss(logits, targets)
-        return {
-            "sum": losses.sum(),
+        return losses.sum(), {
             "losses": losses.detach(),
             "weights": weights.detach(),
             "probabilities": logits.detach().float().softmax(dim=1),
@@ -122,21 +122,21 @@ class LesionClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         self.step_images = self.images_per_step()
-        settings = self.config.training
-        rate = float(settings.learning_rate or self.config.model.learning_rate)
+        options = self.config.training
+        rate = float(options.learning_rate or self.config.model.learning_rate)
         groups = parameter_groups(
             stages(self.network),
             learning_rate=rate,
-            weight_decay=float(settings.weight_decay or 0.0),
-            backbone_factor=settings.unfreeze_lr_factor,
-            layer_decay=settings.layer_decay,
+            weight_decay=float(options.weight_decay or 0.0),
+            backbone_factor=options.unfreeze_lr_factor,
+            layer_decay=options.layer_decay,
         )
-        optimizer = build_optimizer(settings.optimizer, groups)
+        optimizer = build_optimizer(options.optimizer, groups)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         timer = next((c for c in callbacks if isinstance(c, Timer)), None)
         schedule = Schedule(
             optimizer,
-            settings,
+            options,
             rate,
             len(self.step_images),
             time_share(timer) if timer else None,
@@ -187,7 +187,7 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
         ),
         metadata=metadata(config, built, data),
     )
-    module.save_hyperparameters({**settings_.to_container(config), "weights": built.weights})
+    module.save_hyperparameters({**settings.to_container(config), "weights": built.weights})
     return module
 
 

@@ -8,9 +8,7 @@ import os
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
@@ -21,12 +19,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.errors import ProjectError, Terminated
+from mlops_project.errors import ProjectError, Terminated, is_out_of_memory
 from mlops_project.models.build import build_model
 from mlops_project.training import checkpoints, folders, summary, weights_and_biases
 from mlops_project.training.module import LesionClassifier, build_module
 from mlops_project.training.optimizers import check_optimizer
 from mlops_project.training.preview import draw_preview
+from mlops_project.training.summary import Result
 from mlops_project.training.tracking import (
     EpochMetrics,
     EpochTable,
@@ -34,27 +33,10 @@ from mlops_project.training.tracking import (
     monitor_mode,
     start_logging,
 )
-from mlops_project.training.trainer import build_trainer, keep_checkpoints
+from mlops_project.training.trainer import build_trainer, check_machine, keep_checkpoints
 from mlops_project.training.tuning import find_batch_size, find_learning_rate
 
 log = logging.getLogger("mlops_project")
-
-
-@dataclass
-class Result:
-    """What came out of a run.
-
-    Attributes:
-        folder: the run's folder; None on processes other than the first.
-        checkpoint: the best one (the last, if none was kept).
-        best: the row of metrics.csv of the best epoch.
-        test: metrics on the test split, named test_…
-    """
-
-    folder: Path | None
-    checkpoint: Path
-    best: dict[str, Any]
-    test: dict[str, float]
 
 
 def train(config: Config) -> Result:
@@ -69,6 +51,7 @@ def train(config: Config) -> Result:
     started = time.time()
     monitor_mode(config.training.monitor_metric)
     check_optimizer(config.training.optimizer)
+    check_machine(config.training)
     start_logging(None)
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
@@ -118,21 +101,18 @@ def train(config: Config) -> Result:
         best = Path(keeper.best_model_path or keeper.last_model_path)
         module.load_state_dict(checkpoints.load_checkpoint(best)["state_dict"])
         trainer.test(module, datamodule=data, verbose=False)
-    if wandb_logger is not None:
-        tested = {n: v for n, v in metrics.latest.items() if n.startswith("test_")}
-        weights_and_biases.finish(wandb_logger, config, best, tested)
 
-    best = Path(os.path.relpath(best))
     test = {n: v for n, v in metrics.latest.items() if n.startswith("test_")}
-    result = Result(folder, best, table.best(), test)
+    result = Result(folder, Path(os.path.relpath(best)), table.best(), test)
+    if wandb_logger is not None:
+        weights_and_biases.finish(wandb_logger, config, result.checkpoint, test)
     if folder is not None:
         title = f"{config.model.name}: {folder}" + (" (synthetic data)" if data.synthetic else "")
         draw_curves(table.rows, folder / "curves.png", title)
-        outcome = (folder, best, result.best, result.test)
         seconds = time.time() - started
-        row = summary.summary_row(config, data, *outcome, len(table.rows), seconds)
+        row = summary.summary_row(config, data, result, len(table.rows), seconds)
         folders.add_to_summary(row)
-        summary.report(config, built, data, *outcome, log_path)
+        summary.report(config, built, data, result, log_path)
     return result
 
 
@@ -160,11 +140,6 @@ def fit(
     early = trainer.early_stopping_callback
     if isinstance(early, EarlyStopping) and early.stopped_epoch:
         log.info("stopped early: %s", early.stopping_reason_message)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's or the machine's memory was too small; PyTorch has no one class for both."""
-    return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def memory_advice(config: Config) -> str:

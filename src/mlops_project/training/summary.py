@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,23 @@ METRICS = {
     "f1_score": "F1 score",
     "auroc": "AUROC",
 }
+
+
+@dataclass
+class Result:
+    """What came out of a run.
+
+    Attributes:
+        folder: the run's folder; None on processes other than the first.
+        checkpoint: the best one (the last, if none was kept).
+        best: the row of metrics.csv of the best epoch.
+        test: metrics on the test split, named test_…
+    """
+
+    folder: Path | None
+    checkpoint: Path
+    best: dict[str, Any]
+    test: dict[str, float]
 
 
 def describe(config: Config, built: BuiltModel, data: HAM10000DataModule, folder: Path) -> None:
@@ -59,16 +77,13 @@ def describe(config: Config, built: BuiltModel, data: HAM10000DataModule, folder
 def summary_row(
     config: Config,
     data: HAM10000DataModule,
-    folder: Path,
-    checkpoint: Path,
-    best: dict[str, Any],
-    test: dict[str, float],
+    result: Result,
     epochs: int,
     seconds: float,
 ) -> dict[str, Any]:
     """The run's row in reports/training_metrics.csv: its best epoch's metrics."""
     return {
-        "run": str(folder),
+        "run": str(result.folder),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "model": config.model.name,
         "variant": config.model.variant or "",
@@ -80,9 +95,9 @@ def summary_row(
         "epochs": epochs,
         "seconds": round(seconds, 1),
         "monitor": config.training.monitor_metric,
-        **{f"best_{n}" if n == "epoch" else n: v for n, v in best.items()},
-        **test,
-        "checkpoint": str(checkpoint),
+        **{f"best_{n}" if n == "epoch" else n: v for n, v in result.best.items()},
+        **result.test,
+        "checkpoint": str(result.checkpoint),
     }
 
 
@@ -90,16 +105,14 @@ def report(
     config: Config,
     built: BuiltModel,
     data: HAM10000DataModule,
-    folder: Path,
-    checkpoint: Path,
-    best: dict[str, Any],
-    test: dict[str, float],
+    result: Result,
     log_path: Path | None,
 ) -> None:
     """Prints the results and where they are, and adds the same to the log."""
     from rich.console import Console
     from rich.table import Table
 
+    best, test, checkpoint = result.best, result.test, result.checkpoint
     title = f"{config.model.name}, best epoch {best.get('epoch', 0) + 1}"
     table = Table(title=title + (", SYNTHETIC DATA" if data.synthetic else ""))
     table.add_column("metric")
@@ -111,7 +124,7 @@ def report(
         table.add_row(name, *("–" if math.isnan(v) else f"{v:.3f}" for v in values))
     places = [
         f"best checkpoint  {checkpoint}",
-        f"run folder       {folder}/  (metrics.csv, curves.png, split.csv, config.yaml)",
+        f"run folder       {result.folder}/  (metrics.csv, curves.png, split.csv, config.yaml)",
         f"all runs         {folders.SUMMARY}",
         f"log              {log_path}",
         f"weights          {built.weights}",

@@ -78,7 +78,7 @@ class EpochMetrics(Callback):
         self.latest = dict(state_dict["latest"])
 
     def _collect(self, split: str, outputs: dict[str, torch.Tensor]) -> None:
-        kept = {name: value for name, value in outputs.items() if name not in ("loss", "sum")}
+        kept = {name: value for name, value in outputs.items() if name != "loss"}
         self.outputs.setdefault(split, []).append(kept)
 
     def _finish(self, split: str, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,9 +64,8 @@ def build_trainer(config: Config, folder: Path | None, callbacks: list[Callback]
     if options.ema_decay:
         callbacks.append(WeightAveraging(avg_fn=average(options.ema_decay)))
     bar = _progress_bar(options) if folder is not None else None
-    accelerator = _accelerator(options)
     return pl.Trainer(
-        accelerator=accelerator,
+        accelerator=options.accelerator,
         devices=_devices(options),
         strategy=_strategy(options),
         precision=_precision(options),
@@ -89,6 +89,18 @@ def build_trainer(config: Config, folder: Path | None, callbacks: list[Callback]
     )
 
 
+def check_machine(options: TrainingConfig) -> None:
+    """Raises InputError for devices that are not here, or a time that is not one."""
+    _check_accelerator(options)
+    _devices(options)
+    _strategy(options)
+    if options.max_time is not None and not re.fullmatch(r"\d+(:\d\d){3}", options.max_time):
+        raise InputError(
+            f"training.max_time={options.max_time}: must be days:hours:minutes:seconds, "
+            "such as 00:08:00:00"
+        )
+
+
 def keep_checkpoints(config: Config, folder: Path | None) -> ModelCheckpoint:
     """Keeps the best epochs and the last one, in the run's folder."""
     options = config.training
@@ -104,7 +116,7 @@ def keep_checkpoints(config: Config, folder: Path | None) -> ModelCheckpoint:
     )
 
 
-def _accelerator(options: TrainingConfig) -> str:
+def _check_accelerator(options: TrainingConfig) -> None:
     if options.accelerator == "gpu" and not torch.cuda.is_available():
         raise InputError(
             "training.accelerator=gpu: PyTorch sees no GPU here (is its driver installed?)\n"
@@ -112,7 +124,6 @@ def _accelerator(options: TrainingConfig) -> str:
         )
     if options.accelerator == "mps" and not torch.backends.mps.is_available():
         raise InputError("training.accelerator=mps: PyTorch sees no Apple GPU here")
-    return options.accelerator
 
 
 def _devices(options: TrainingConfig) -> int | str:
