@@ -79,7 +79,7 @@ def _train(folder: str, arguments: list[str]) -> None:
 
 def start(folder: Path, arguments: list[str]) -> Any:
     """Starts the training command in a folder."""
-    process = processes.Process(target=_train, args=(str(folder), arguments))  # type: ignore[attr-defined]
+    process = processes.Process(target=_train, args=(str(folder), arguments))
     process.start()
     return process
 

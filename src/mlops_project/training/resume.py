@@ -67,9 +67,9 @@ class Resume:
         if self.folder is None:
             return []
         (self.folder / folders.RESULTS).unlink(missing_ok=True)
-        for place in (self.folder, self.path.parent):
+        for place in (self.folder, self.folder / "checkpoints"):
             remove_unfinished(place)
-        _remove_damaged(self.path.parent / LAST)
+        _remove_damaged(self.folder / "checkpoints" / LAST)
         history = self.checkpoint["callbacks"]["History"]
         return logs.rewind(
             self.folder, self.positions, history["logged_step"], len(history["rows"])

@@ -249,7 +249,8 @@ def start_logging(path: Path | None) -> None:
     """
     stop_logging()
     # Lightning's remarks on devices and its tips are not about this run.
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(True)
     warnings_log = logging.getLogger("py.warnings")
     warnings_log.propagate = False
