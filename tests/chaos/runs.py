@@ -265,6 +265,8 @@ def _processes_in(folder: Path) -> list[int]:
 def damage(path: Path, choose: random.Random) -> None:
     """Damages a file as a failing disk or a broken transfer does."""
     content = bytearray(path.read_bytes())
+    if not content:
+        return  # it has been damaged before
     kind = choose.choice(["cut", "empty", "flip", "garbage", "zeros", "missing"])
     at = choose.randrange(len(content))
     if kind == "missing":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,14 +16,20 @@ class SyncedBatchNorm(LayerSync):
 
     On a GPU this is PyTorch's SyncBatchNorm, which has no kernel for CPUs; there, each layer sums
     over the processes itself.
+
+    Args:
+        timeout: how long a process may be late, seconds.
     """
+
+    def __init__(self, timeout: int) -> None:
+        self.timeout = timedelta(seconds=timeout)
 
     def apply(self, model: nn.Module) -> nn.Module:
         if "nccl" in torch.distributed.get_backend():
             from timm.layers import convert_sync_batchnorm
 
             return convert_sync_batchnorm(model)
-        group = torch.distributed.new_group(backend="gloo")
+        group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
         for layer in model.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.sync_group = group  # type: ignore[assignment]

@@ -70,7 +70,7 @@ def build_trainer(
     strategy = _strategy(options)
     plugins: list[Any] = [AtomicCheckpointIO()]
     if isinstance(strategy, WatchedDDP):
-        plugins.append(SyncedBatchNorm())
+        plugins.append(SyncedBatchNorm(options.process_timeout))
     return pl.Trainer(
         accelerator=options.accelerator,
         devices=_devices(options),
