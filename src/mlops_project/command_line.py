@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from logging.handlers import MemoryHandler
 from typing import TYPE_CHECKING, NoReturn
 
 from mlops_project.errors import (
@@ -119,7 +120,7 @@ def run_typer(app: typer.Typer) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> int:
-    if any(not isinstance(h, logging.NullHandler) for h in log.handlers):
+    if any(not isinstance(h, (MemoryHandler, logging.NullHandler)) for h in log.handlers):
         log.error(message)
     else:
         print(f"error: {message}", file=sys.stderr)

@@ -75,6 +75,7 @@ def train(config: Config, given: frozenset[str] | None = None) -> Result:
         raise
     finally:
         processes.end_others()
+        folders.release()
 
 
 def _train(config: Config, given: frozenset[str] | None) -> Result:
