@@ -41,7 +41,7 @@ def main() -> int:
         totals = [a + b for a, b in zip(totals, numbers, strict=True)]
         table.add_row(name, *map(str, numbers), f"{time.monotonic() - started:.0f}")
         print(f"{name}: {dict(zip(columns, numbers, strict=True))}", file=sys.stderr, flush=True)
-        failures += [f"{name}: {text}" for text in tally.failures]
+        failures += [f"{name}: {text}" for text in tally.failures.values()]
     table.add_section()
     table.add_row("all", *map(str, totals), f"{time.monotonic() - begin:.0f}")
     for text in failures[:20]:

@@ -12,7 +12,7 @@ EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x800000
 
 
 class Step(NamedTuple):
-    """One change; `where` is a share of the file's length, the rest means what `how` makes of it."""
+    """One change at a share of the file's length; the rest means what `how` makes of it."""
 
     how: str
     where: float
@@ -20,7 +20,7 @@ class Step(NamedTuple):
     data: bytes
 
 
-HOW = ("cut", "flip", "flip", "field", "field", "write", "insert", "remove", "repeat", "zero", "end")
+HOW = ("cut", "flip", "flip", "field", "write", "insert", "remove", "repeat", "zero", "end")
 steps = st.builds(
     Step,
     st.sampled_from(HOW),

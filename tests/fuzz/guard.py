@@ -1,4 +1,4 @@
-"""One hostile input at a time: what became of it, and whether anything was touched outside its folder.
+"""One hostile input at a time: what became of it, and what it touched outside its folder.
 
 An audit hook sees every file that Python opens for writing, every rename, removal, process and
 connection; what leads outside is noted and prevented. It cannot see what a C library writes on its
@@ -84,7 +84,9 @@ def _offence(event: str, arguments: tuple[Any, ...], folder: Path) -> str | None
     elif event in CHANGES:
         for index, place in CHANGES[event]:
             handle = arguments[place] if place is not None and place < len(arguments) else None
-            if not _inside(arguments[index], handle, folder):
+            # Removing or renaming a link leaves alone what it leads to.
+            follows = event in ("os.truncate", "os.chmod", "os.chown", "os.utime", "os.setxattr")
+            if not _inside(arguments[index], handle, folder, follows):
                 return f"{event} {arguments[index]!r}"
     elif event in PROCESSES:
         return f"{event} {arguments[0] if arguments else ''!r}"
@@ -95,18 +97,17 @@ def _offence(event: str, arguments: tuple[Any, ...], folder: Path) -> str | None
     return None
 
 
-def _inside(path: Any, handle: int | None, folder: Path) -> bool:
+def _inside(path: Any, handle: int | None, folder: Path, follows: bool = True) -> bool:
     if isinstance(path, int):
         return True  # a file that is open already
     text = os.fsdecode(path)
     if handle is not None and handle >= 0:
         text = os.path.join(os.readlink(f"/proc/self/fd/{handle}"), text)
-    # The name itself may be a link that is removed or replaced; its folder must be ours.
-    parent = os.path.realpath(os.path.dirname(os.path.abspath(text)))
-    through = os.path.realpath(text)
-    return all(
-        os.path.commonpath([where, folder]) == str(folder) for where in (parent, through)
-    ) or text == os.devnull
+    if text == os.devnull or os.path.abspath(text) == str(folder):
+        return True
+    real = os.path.realpath(os.path.dirname(os.path.abspath(text)))
+    real = os.path.realpath(text) if follows else real
+    return os.path.commonpath([real, folder]) == str(folder)
 
 
 sys.addaudithook(_hook)

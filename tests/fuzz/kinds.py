@@ -16,32 +16,46 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as settings_of
 from hypothesis.strategies import SearchStrategy
 
-from tests.fuzz import images
+from tests.fuzz import answers, archives, images, overrides, tables, weights
 from tests.fuzz.guard import Outcome, attempt
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`use(input, folder)` does with an input what the project does; `weight` is a share."""
+    """A kind of input.
 
+    Attributes:
+        inputs: its strategy; `weight`: its share among all kinds.
+        build: writes an input's files into a folder.
+        use: does with them what the project does; watched.
+    """
+
+    weight: int
     inputs: SearchStrategy[Any]
     use: Callable[[Any, Path], None]
-    weight: int
+    build: Callable[[Any, Path], None] = lambda value, folder: None
 
 
 KINDS = {
-    "images": Kind(images.inputs, images.use, 40),
+    "images": Kind(40, images.inputs, images.use),
+    "tables": Kind(25, tables.inputs, tables.use, tables.build),
+    "archives": Kind(20, archives.inputs, archives.use, archives.build),
+    "yaml": Kind(7, overrides.edits, overrides.use_edit, overrides.build_edit),
+    "overrides": Kind(12, overrides.inputs, overrides.use),
+    "checkpoints": Kind(12, weights.inputs, weights.use_settings, weights.build),
+    "weights": Kind(12, weights.weight_files(), weights.use_weights, weights.build_weights),
+    "answers": Kind(10, answers.inputs, answers.use, answers.build),
 }
 
 
 @dataclass
 class Tally:
-    """How many inputs became what; `failures` are those that must not be, in words."""
+    """How many inputs became what; `failures` are an example each of those that must not be."""
 
     outcomes: dict[str, int] = field(default_factory=dict)
     outside: int = 0
     seen: set[bytes] = field(default_factory=set)
-    failures: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
 
     def is_new(self, value: Any) -> bool:
         digest, before = hashlib.sha256(repr(value).encode(errors="replace")).digest(), len(self.seen)
@@ -54,7 +68,8 @@ class Tally:
         self.outside += bool(outcome.outside)
         if outcome.kind in ("traceback", "limit") or outcome.outside:
             words = "\n".join([*outcome.outside, outcome.detail])
-            self.failures.append(f"{outcome.kind}: {words}\ninput: {repr(value)[:600]}")
+            place = f"{outcome.kind}: {outcome.detail.splitlines()[-4:-3]}"
+            self.failures.setdefault(place, f"{words}\ninput: {repr(value)[:1500]}")
 
     def numbers(self) -> list[int]:
         """Inputs, accepted, refused, tracebacks, writes outside, over limits."""
@@ -72,6 +87,7 @@ def run(kind: Kind, count: int, seed: int) -> Tally:
         if len(tally.seen) >= count or not tally.is_new(value):
             return
         folder.mkdir()
+        kind.build(value, folder)
         tally.add(value, attempt(lambda f: kind.use(value, f), folder))
         shutil.rmtree(folder)
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import os
+import stat
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from mlops_project.errors import InputError
+from mlops_project.printable import printable
 
 COLUMNS = (
     "image_id",
@@ -89,7 +91,8 @@ def read_source(folder: str | os.PathLike[str]) -> Source:
     if not has_image.any():
         raise InputError(
             f"{folder}: none of the {len(table)} images in the table exists "
-            f"({len(files)} images found; the table's first is {table['image_id'].iloc[0]!r})\n"
+            f"({len(files)} images found; the table's first is "
+            f"'{printable(table['image_id'].iloc[0])}')\n"
             f"{ACCEPTED}"
         )
     missing = tuple(table.loc[~has_image, "image_id"])
@@ -121,7 +124,10 @@ def read_bytes(path: str, member: str = "") -> bytes:
         ValueError: the member is damaged or larger than 200 MiB.
     """
     if not member:
-        if os.path.getsize(path) > MAX_IMAGE_BYTES:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+            raise ValueError("not a file")
+        if status.st_size > MAX_IMAGE_BYTES:
             raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
         with open(path, "rb") as file:
             return file.read()
@@ -153,7 +159,7 @@ def _recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     tables = [p for p in tests if _is_table(p)]
     if tables and len(tests) > 1:
         return "dataverse", tables[:1], [p for p in tests if p.is_dir() or _is_zip(p)]
-    found = ", ".join(p.name + ("/" if p.is_dir() else "") for p in entries[:8])
+    found = ", ".join(printable(p.name) + ("/" if p.is_dir() else "") for p in entries[:8])
     more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
     raise InputError(
         f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}{more}\n{ACCEPTED}"
@@ -234,6 +240,8 @@ def _zipped(place: Path) -> Iterator[tuple[str, str, str]]:
 def _read_text(path: Path) -> str:
     """The text of a table, or of the one table in a zip archive."""
     try:
+        if not path.is_file():  # reading a pipe or a device may never end
+            raise InputError(f"{path}: not a file")
         if path.stat().st_size > MAX_TABLE_BYTES:
             raise InputError(f"{path}: larger than {MAX_TABLE_BYTES // 2**20} MiB, not a table")
         if _is_zip(path):
@@ -290,17 +298,23 @@ def _read_table(path: Path) -> pd.DataFrame:
     table.columns = [str(c).strip().strip('"').lower() for c in table.columns]
     if table.columns.duplicated().any():
         doubled = sorted(set(table.columns[table.columns.duplicated()]))
-        raise InputError(f"{path}: columns that occur twice: {', '.join(doubled)}")
+        raise InputError(
+            f"{path}: columns that occur twice: {', '.join(map(printable, doubled[:12]))}"
+        )
     return table.apply(lambda column: column.fillna("").str.strip())
 
 
 def _require(table: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
     lacking = [c for c in columns if c not in table.columns]
     if lacking:
-        found = ", ".join(map(repr, table.columns[:12]))
         raise InputError(
-            f"{path}: no column {', '.join(map(repr, lacking))}; its columns are {found}"
+            f"{path}: no column {', '.join(map(repr, lacking))}; "
+            f"its columns are {_listed(table.columns)}"
         )
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(f"'{printable(c, 30)}'" for c in list(columns)[:12])
 
 
 def _without_ending(image_ids: pd.Series) -> pd.Series:
@@ -338,7 +352,7 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
     if wrong.any():
         raise InputError(
             f"{path}: {int(wrong.sum())} rows do not mark exactly one diagnosis with 1.0 "
-            f"(the first: {raw.loc[wrong, 'image'].iloc[0]!r})"
+            f"(the first: '{printable(raw.loc[wrong, 'image'].iloc[0])}')"
         )
     table = pd.DataFrame({"image_id": _without_ending(raw["image"])})
     table["lesion_id"] = table["image_id"]
@@ -366,7 +380,8 @@ def _without_doubles(table: pd.DataFrame) -> pd.DataFrame:
     if doubled.any():
         names = sorted(set(table.loc[doubled, "image_id"]))
         raise InputError(
-            f"{len(names)} image ids occur in several, different rows: {', '.join(names[:5])}\n"
+            f"{len(names)} image ids occur in several, different rows: "
+            f"{', '.join(map(printable, names[:5]))}\n"
             "Keep one row for each image."
         )
     return table.reset_index(drop=True)
