@@ -106,7 +106,7 @@ LINES = (
     "\ufeffname: x",
     "name: \x07",
 )
-FILES = tuple(str(path.relative_to(CONFIGS)) for path in sorted(CONFIGS.rglob("*.yaml")))
+FILES = tuple(str(path.relative_to(CONFIGS)) for path in sorted(CONFIGS.rglob("*.yaml")) if path.name != "sweeps.yaml")
 
 
 class Edit(NamedTuple):

@@ -205,4 +205,4 @@ def use_weights(value: tuple[str, bytes], folder: Path) -> None:
 def use_settings(value: Input, folder: Path) -> None:
     """Reads it as a checkpoint, and the settings in it."""
     use(value, folder)
-    from_container(load_checkpoint(folder / "last.ckpt")[ENTRY]["config"])
+    from_container(load_checkpoint(folder / "last.ckpt")[ENTRY].get("config"))

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
+import lzma
 import os
 import stat
+import struct
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +39,19 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 TABLE_ENDINGS = (".csv", ".tab", ".tsv", "", ".txt")
 MAX_TABLE_BYTES = 500 * 2**20
 MAX_IMAGE_BYTES = 200 * 2**20
+# What a damaged archive makes `zipfile` raise: on opening it, or on reading a member.
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    LookupError,
+    RuntimeError,  # encrypted
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+)
 # The official test set may lie beside the training images: it must never be trained on.
 TEST_MARK = "isic2018_task3_test"
 SYNTHETIC_MARKER = "SYNTHETIC.json"  # lies in folders whose images a program made
@@ -137,15 +153,13 @@ def read_bytes(path: str, member: str = "") -> bytes:
     try:
         if key not in opened:
             opened[key] = zipfile.ZipFile(path)
-        if opened[key].getinfo(member).file_size > MAX_IMAGE_BYTES:
-            raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
-        return opened[key].read(member)
-    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"damaged archive member: {error}") from error
-    except Exception as error:  # zlib.error and its like derive from Exception alone
-        if isinstance(error, (OSError, ValueError)):
-            raise
-        raise ValueError(f"damaged archive member: {error}") from error
+        too_large = opened[key].getinfo(member).file_size > MAX_IMAGE_BYTES
+        data = b"" if too_large else opened[key].read(member)
+    except DAMAGED as error:
+        raise ValueError(f"damaged archive member: {printable(str(error), 200)}") from error
+    if too_large:
+        raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
+    return data
 
 
 def _recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
@@ -233,8 +247,9 @@ def _zipped(place: Path) -> Iterator[tuple[str, str, str]]:
             for member in archive.namelist():
                 if not member.startswith("__MACOSX"):
                     yield member.rsplit("/", 1)[-1], str(place), member
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{place}: not a readable zip archive: {error}") from error
+    except (*DAMAGED, OSError) as error:
+        reason = printable(str(error), 200)
+        raise InputError(f"{place}: not a readable zip archive: {reason}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -256,8 +271,8 @@ def _read_text(path: Path) -> str:
                 data = archive.read(members[0])
         else:
             data = path.read_bytes()
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+    except (*DAMAGED, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({printable(str(error), 200)})") from error
     for encoding in (
         ("utf-8-sig", "utf-16")
         if data[:2] in (b"\xff\xfe", b"\xfe\xff")
