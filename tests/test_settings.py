@@ -86,7 +86,7 @@ def values_of(key: settings.Key) -> st.SearchStrategy[Any]:
         "bool": lambda: st.booleans(),
         "int": lambda: st.integers(low, 10**9 if high is None else high),
         "float": lambda: st.floats(low, high, allow_nan=False, allow_infinity=False),
-        "str": lambda: st.text(min_size=1),
+        "str": lambda: st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1),
     }[kind]()
     values = values.filter(lambda v: v not in (*inside, "~") and str(v).lower() not in NOTHING)
     if facts["choices"]:

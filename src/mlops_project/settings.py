@@ -12,6 +12,7 @@ import math
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -400,8 +401,8 @@ def _scalar(key: Key, kind: str, value: Any) -> Any:
         if isinstance(value, (dict, list)) or value is None:
             raise wrong
         text = _shown(value) if not isinstance(value, str) else value
-        if not text.isprintable():
-            raise InputError(f"{key.name}={printable(text)}: a character of it cannot be printed")
+        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+            raise InputError(f"{key.name}={printable(text)}: it has a control character")
         return text
     if isinstance(value, (bool, dict, list)) or value is None:
         raise wrong

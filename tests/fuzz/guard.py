@@ -133,7 +133,7 @@ def attempt(action: Callable[[Path], None], folder: Path) -> Outcome:
     kind, detail = "accepted", ""
     before, started = _peak(reset=True), time.perf_counter()
     try:
-        with _limits(), _watched(folder):
+        with contextlib.chdir(folder), _limits(), _watched(folder):
             action(folder)
     except (ProjectError, UnreadableImage) as error:
         kind, detail = "refused", str(error)

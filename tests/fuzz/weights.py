@@ -158,7 +158,6 @@ def build(value: Input, folder: Path) -> None:
 
 def use(value: Input, folder: Path) -> None:
     """Reads it as a checkpoint."""
-    os.chdir(folder)
     load_checkpoint(folder / "last.ckpt")
 
 
@@ -198,7 +197,6 @@ def build_weights(value: tuple[str, bytes], folder: Path) -> None:
 
 def use_weights(value: tuple[str, bytes], folder: Path) -> None:
     """Loads it into a network."""
-    os.chdir(folder)
     load_file(BaselineCNN(2, channels=(4, 8), classifier_hidden=6), folder / value[0])
 
 
