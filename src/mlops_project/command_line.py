@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 from mlops_project.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
+    Interrupted,
     ProjectError,
+    file_failure,
     is_out_of_memory,
 )
 
@@ -29,16 +31,6 @@ OUT_OF_MEMORY = (
     "out of memory: try a smaller data.batch_size (with training.accumulate_grad_batches "
     "to make up for it) or data.image_size"
 )
-_ADVICE = {
-    errno.EFBIG: "the disk allows no larger files: choose another one",
-    errno.ENOSPC: "the disk is full: make room and run the same command again",
-    errno.EDQUOT: "your quota is used up: make room and run the same command again",
-    errno.EROFS: "this folder is read-only: run the command in a folder that can be written to",
-    errno.EACCES: "no permission: run the command in a folder that you may write to",
-    errno.ENOTDIR: "a file is where a folder has to be: move it away",
-    errno.EEXIST: "a file is where a folder has to be: move it away",
-    errno.EPERM: "no permission: run the command in a folder that you may write to",
-}
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
@@ -50,6 +42,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     Args:
         main: returns its exit code, None for 0.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -67,12 +60,11 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             raise
         code = _fail(OUT_OF_MEMORY, EXIT_FAILED)
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0)
-        if advice is None:
+        message = file_failure(error)
+        if message is None:
             _log_crash()
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        code = _fail(f"{where}{advice} ({error.strerror})", EXIT_FAILED)
+        code = _fail(message, EXIT_FAILED)
     except Exception:
         _log_crash()
         raise
@@ -82,6 +74,10 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         # Python would try once more at exit, and end with a code of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Interrupted("ended by SIGTERM")
 
 
 def run_typer(app: typer.Typer) -> NoReturn:

@@ -22,6 +22,7 @@ def key(
     choices: tuple[Any, ...] = (),
     words: tuple[str, ...] = (),
     source: str = "",
+    resume: str = "same",
 ) -> Any:
     """A dataclass field with what a user needs to know about it.
 
@@ -33,6 +34,8 @@ def key(
         choices: the only values allowed.
         words: words allowed beside numbers, e.g. ``("auto",)``.
         source: publication or library a default comes from.
+        resume: what a resumed run may be given: "same" value only, "longer" (not smaller), or
+            "free", where the value shapes no number of the run.
     """
     metadata = {
         "meaning": meaning,
@@ -44,6 +47,7 @@ def key(
         "choices": choices,
         "words": words,
         "source": source,
+        "resume": resume,
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -102,8 +106,10 @@ class DataConfig:
     name: str = key(
         "ham10000", "which data: demo generates synthetic images", choices=("ham10000", "demo")
     )
-    data_dir: str = key("data/ham10000", "folder with the images and the table")
-    cache: str = key("auto", "folder for decoded images (auto: data/cache)", words=("auto",))
+    data_dir: str = key("data/ham10000", "folder with the images and the table", resume="free")
+    cache: str = key(
+        "auto", "folder for decoded images (auto: data/cache)", words=("auto",), resume="free"
+    )
     image_size: Optional[int] = key(
         None,
         "side of the square the network sees (none: the variant's own, else 224)",
@@ -126,11 +132,15 @@ class DataConfig:
         "processes that prepare batches (auto: none, the cache is faster without)",
         minimum=0,
         words=("auto",),
+        resume="free",
     )
     pin_memory: Union[bool, str] = key(
-        "auto", "page-locked batches, for copies to a GPU", choices=("auto", True, False)
+        "auto",
+        "page-locked batches, for copies to a GPU",
+        choices=("auto", True, False),
+        resume="free",
     )
-    persistent_workers: bool = key(False, "keep the workers between epochs")
+    persistent_workers: bool = key(False, "keep the workers between epochs", resume="free")
     val_fraction: float = key(0.15, "share of the images for validation", above=0, below=0.5)
     test_fraction: float = key(0.15, "share of the images for the test", above=0, below=0.5)
     subsample_percentage: float = key(
@@ -176,7 +186,9 @@ class DataConfig:
         "shuffle: each image once an epoch; balanced: each class equally often",
         choices=("shuffle", "balanced"),
     )
-    preview: bool = key(False, "save a picture of images before and after augmentation")
+    preview: bool = key(
+        False, "save a picture of images before and after augmentation", resume="free"
+    )
 
 
 @dataclass
@@ -238,17 +250,51 @@ class TrainingConfig:
     label_smoothing: float = key(0.0, "share of the target spread evenly", minimum=0, below=1)
 
     # How long, and what is kept
-    max_epochs: int = key(20, "passes over the training images", unit="epochs", minimum=1)
-    max_time: Optional[str] = key(None, "stop after this long, as DD:HH:MM:SS")
+    max_epochs: int = key(
+        20, "passes over the training images", unit="epochs", minimum=1, resume="longer"
+    )
+    max_time: Optional[str] = key(None, "stop after this long, as DD:HH:MM:SS", resume="free")
     early_stopping_patience: int = key(
-        10, "epochs without improvement before stopping (0: never)", unit="epochs", minimum=0
+        10,
+        "epochs without improvement before stopping (0: never)",
+        unit="epochs",
+        minimum=0,
+        resume="free",
     )
     monitor_metric: str = key("val_loss", "metric that picks the best epoch and stops early")
-    save_top_k: int = key(3, "best checkpoints to keep (0: only last.ckpt)", minimum=0)
-    save_last: bool = key(True, "keep last.ckpt, which a run resumes from")
-    resume_from_checkpoint: Optional[str] = key(None, "checkpoint of a run to continue")
+    save_top_k: int = key(
+        3, "best checkpoints to keep (0: only last.ckpt)", minimum=0, resume="free"
+    )
+    save_last: bool = key(True, "keep last.ckpt, which a run resumes from", resume="free")
+    checkpoint_every_n_steps: Optional[int] = key(
+        None, "also save last.ckpt after each so many steps", unit="steps", minimum=1, resume="free"
+    )
+    checkpoint_every_minutes: Optional[float] = key(
+        10.0,
+        "also save last.ckpt this often within an epoch",
+        unit="minutes",
+        above=0,
+        resume="free",
+    )
+    resume_from_checkpoint: Optional[str] = key(
+        None,
+        "checkpoint of a run to continue (auto: of the newest unfinished one with these settings)",
+        resume="free",
+    )
+    allow_changes: bool = key(
+        False, "let a resumed run have other settings than before", resume="free"
+    )
     limit_train_batches: Optional[int] = key(None, "training batches an epoch", minimum=1)
     limit_val_batches: Optional[int] = key(None, "validation batches an epoch", minimum=1)
+    on_nonfinite: str = key(
+        "stop",
+        "what a loss that is not finite does: stop the run, or skip the step",
+        choices=("stop", "skip"),
+        resume="free",
+    )
+    max_skipped_steps: int = key(
+        10, "steps that on_nonfinite=skip may skip in a run", unit="steps", minimum=1, resume="free"
+    )
 
     # Transfer learning
     freeze_backbone_epochs: int = key(
@@ -273,6 +319,13 @@ class TrainingConfig:
     strategy: str = key(
         "auto", "how several devices share the work", choices=("auto", "ddp", "fsdp")
     )
+    process_timeout: int = key(
+        45,
+        "how long a process waits for the others before the job ends (several devices)",
+        unit="seconds",
+        minimum=5,
+        resume="free",
+    )
     precision: str = key(
         "32",
         "numbers of the forward pass (16: float16 on a GPU, bfloat16 on a CPU)",
@@ -289,12 +342,17 @@ class TrainingConfig:
     )
 
     # What is shown
-    progress_bar: str = key("rich", "progress display", choices=("rich", "tqdm", "none"))
-    log_every_n_steps: int = key(10, "steps between logged losses", unit="steps", minimum=1)
+    progress_bar: str = key(
+        "rich", "progress display", choices=("rich", "tqdm", "none"), resume="free"
+    )
+    log_every_n_steps: int = key(
+        10, "steps between logged losses", unit="steps", minimum=1, resume="free"
+    )
     profiler: str = key(
         "none",
         "where the time goes, as a file in the run's folder",
         choices=("none", "simple", "advanced", "pytorch"),
+        resume="free",
     )
 
 
@@ -302,17 +360,18 @@ class TrainingConfig:
 class WandbConfig:
     """Weights & Biases."""
 
-    enabled: bool = key(False, "log the run to Weights & Biases")
-    project: str = key("skin-lesion-classification", "project the run belongs to")
-    entity: Optional[str] = key(None, "user or team (none: your default)")
-    name: Optional[str] = key(None, "name of the run (none: its folder's)")
-    tags: list[str] = key([], "labels to find the run by")
-    log_model: bool = key(False, "upload the best checkpoint")
-    log_code: bool = key(False, "upload the source code")
+    enabled: bool = key(False, "log the run to Weights & Biases", resume="free")
+    project: str = key("skin-lesion-classification", "project the run belongs to", resume="free")
+    entity: Optional[str] = key(None, "user or team (none: your default)", resume="free")
+    name: Optional[str] = key(None, "name of the run (none: its folder's)", resume="free")
+    tags: list[str] = key([], "labels to find the run by", resume="free")
+    log_model: bool = key(False, "upload the best checkpoint", resume="free")
+    log_code: bool = key(False, "upload the source code", resume="free")
     watch_model: str = key(
         "none",
         "histograms to log",
         choices=("none", "gradients", "parameters", "all"),
+        resume="free",
     )
 
 

@@ -6,6 +6,8 @@ escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
+
 EXIT_FAILED = 1
 EXIT_USER_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -29,7 +31,39 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
-class Terminated(ProjectError):
-    """SIGTERM ended the program in good order."""
+class Interrupted(ProjectError):
+    """A signal asked for the end, and the work is in good order.
 
-    exit_code = EXIT_TERMINATED
+    Args:
+        message: what happened, and how to go on.
+        exit_code: 130 after Ctrl-C, else 143.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_TERMINATED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+_FILE_ADVICE = {
+    errno.EFBIG: "the disk allows no larger files: choose another one",
+    errno.ENOSPC: "the disk is full: make room and run the same command again",
+    errno.EDQUOT: "your quota is used up: make room and run the same command again",
+    errno.EROFS: "this folder is read-only: run the command in a folder that can be written to",
+    errno.EACCES: "no permission: run the command in a folder that you may write to",
+    errno.EPERM: "no permission: run the command in a folder that you may write to",
+    errno.ENOTDIR: "a file is where a folder has to be: move it away",
+    errno.EEXIST: "a file is where a folder has to be: move it away",
+    errno.ENOENT: "it has vanished: was its folder moved or deleted meanwhile?",
+    errno.ESTALE: "it has vanished from the network drive: mount it again",
+    errno.EIO: "the disk cannot be read or written: it may be broken",
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n) or use fewer workers",
+}
+
+
+def file_failure(error: OSError) -> str | None:
+    """One line on what is wrong with a file or disk, and what to do; None where it may be a bug."""
+    advice = _FILE_ADVICE.get(error.errno or 0)
+    if advice is None:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{advice} ({error.strerror})"

@@ -28,6 +28,7 @@ GROUPS = ("model", "data", "training", "wandb", "experiment")
 MAX_RUNS = 10_000  # of a multirun
 MAX_FILE_BYTES = 2**20  # of a file of configs/
 _NONE = ("null", "none", "~", "")
+_FOLLOWED = {"model.learning_rate", "model.weight_decay"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,40 @@ def load(arguments: Sequence[str]) -> Config:
             texts.insert(0, f"model={family}")
     config = _typed(_compose(texts))
     return resolve(config)
+
+
+def given(arguments: Sequence[str]) -> frozenset[str]:
+    """The keys that a command line names itself, or through the file of an experiment.
+
+    Args:
+        arguments: as for `load`, which has accepted them.
+    """
+    named: set[str] = set()
+    for name, value in map(_checked_override, normalise(arguments)):
+        if name == "experiment" and value.lower() not in _NONE:
+            plain = value.strip("'\" ")
+            named |= _keys_in(CONFIGS / name / f"{plain}.yaml")
+        elif name in ("model", "data"):
+            named.add(f"{name}.name")
+        elif name not in GROUPS:
+            named.add(name)
+    # The model's value is what the training's follows.
+    named |= {n.replace("model.", "training.") for n in named & _FOLLOWED}
+    return frozenset(named)
+
+
+def _keys_in(path: Path) -> set[str]:
+    from omegaconf import OmegaConf
+
+    def leaves(node: Any, prefix: str) -> Iterable[str]:
+        for name, value in node.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    return set(leaves(content, "")) & keys().keys()
 
 
 def resolve(config: Config) -> Config:

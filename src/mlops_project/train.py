@@ -30,14 +30,14 @@ def main() -> int:
         print(yaml.safe_dump(settings.to_container(config), sort_keys=False), end="")
         return 0
     config = settings.load(arguments)
-    if config.data.name != "demo":
+    if config.data.name != "demo" and not config.training.resume_from_checkpoint:
         from mlops_project.data.sources import require_folder
 
         require_folder(Path(config.data.data_dir))  # seconds before all that training imports
 
     from mlops_project.training.run import train
 
-    train(config)
+    train(config, settings.given(arguments))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,9 @@ class CachedImages(Dataset):
 class HAM10000DataModule(pl.LightningDataModule):
     """HAM10000 in any of its layouts, split by lesion, decoded once, served in batches.
 
+    Several processes get as many batches of the validation and test split each; one that would
+    have one less shows its first rows again.
+
     A batch is (images uint8 [B, 3, S, S], labels int64 [B], rows int64 [B]); a row is an image's
     position in `table` (see `TrainingBatches` for draws of the balanced sampler).
 
@@ -102,6 +106,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         self._cache: ImageCache | None = None
         self._decoded: set[int] = set()
         self._training_batches: TrainingBatches | None = None
+        self._start = (0, 0)  # epoch, and batches of it that are done already
         self.split: np.ndarray
         self.labels: np.ndarray
 
@@ -221,7 +226,22 @@ class HAM10000DataModule(pl.LightningDataModule):
             )
         return batches
 
+    def state_dict(self) -> dict[str, int]:
+        """Where in the order of the training batches the trainer is."""
+        assert self.trainer is not None
+        loop: Any = self.trainer.fit_loop
+        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+        if epochs.processed == epochs.ready:  # between two epochs
+            return {"epoch": epochs.processed, "batches": 0}
+        return {"epoch": epochs.processed, "batches": batches.ready}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Goes on there."""
+        self._start = (state_dict["epoch"], state_dict["batches"])
+
     def train_dataloader(self) -> DataLoader:
+        # Before workers ask for their first batches, which they do at once.
+        self.training_batches().start_at(*self._start)
         dataset = self.dataset(augment=self.settings.augment)
         return self._loader(dataset, self.training_batches())
 
@@ -235,7 +255,11 @@ class HAM10000DataModule(pl.LightningDataModule):
         """Batches of centre crops of the rows, each once and in order."""
         rank, world = self._processes()
         batches = EvaluationBatches(
-            rows, batch_size=int(self.settings.batch_size), rank=rank, world=world
+            rows,
+            batch_size=int(self.settings.batch_size),
+            rank=rank,
+            world=world,
+            equal=True,
         )
         return self._loader(self.dataset(augment=False), batches)
 
@@ -254,11 +278,18 @@ class HAM10000DataModule(pl.LightningDataModule):
             num_workers=workers,
             pin_memory=torch.cuda.is_available() if pin == "auto" else bool(pin),
             persistent_workers=settings.persistent_workers and workers > 0,
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
 
     def _processes(self) -> tuple[int, int]:
         """(rank, number of processes) of the training this belongs to."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the step in flight still needs its batch.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _some(names: list[str]) -> str:

@@ -6,6 +6,7 @@ no state of a loader, and any number of workers or processes sees the same batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,7 +31,8 @@ class TrainingBatches(Sampler):
         seed: of the order.
         balanced: show each class equally often, rare ones repeatedly; else every image once.
         rank, world: this process and how many there are. Each batch of the one-process order with
-            batch_size x world images is dealt out to the processes in turn.
+            batch_size x world images is dealt out to the processes in turn; in the last one, some
+            may get an image more than others.
     """
 
     def __init__(
@@ -50,6 +52,10 @@ class TrainingBatches(Sampler):
         self.rank, self.world = rank, world
         self.epoch = 0
         self.done = 0  # batches of this epoch that a resumed run has behind it
+
+    def start_at(self, epoch: int, done: int) -> None:
+        """Goes on after `done` batches of an epoch."""
+        self.epoch, self.done = epoch, done
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -77,13 +83,12 @@ class TrainingBatches(Sampler):
 
     def _bounds(self) -> list[tuple[int, int]]:
         total, step = len(self.rows), self.batch_size * self.world
-        # Every process must take part in every step with as many images as the others.
-        total -= total % self.world
         bounds = [(start, min(start + step, total)) for start in range(0, total, step)]
-        # Batch normalisation cannot learn from one image; each epoch leaves out another.
-        if len(bounds) > 1 and self.batch_size > 1:
+        if len(bounds) > 1:
             start, stop = bounds[-1]
-            if stop - start == self.world:
+            # Every process takes part in every step. Batch normalisation cannot learn from one
+            # image, be it of one process or of several; each epoch leaves out others.
+            if stop - start < self.world or (self.batch_size > 1 and stop - start == 1):
                 bounds.pop()
         return bounds
 
@@ -103,10 +108,28 @@ class TrainingBatches(Sampler):
 
 
 class EvaluationBatches(Sampler):
-    """Every row once, in order; each process takes every `world`-th batch, none twice."""
+    """Every row once, in order; each process takes every `world`-th batch, none twice.
 
-    def __init__(self, rows: np.ndarray, *, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        starts = range(rank * batch_size, len(rows), world * batch_size)
+    Args:
+        rows: int64 [N].
+        batch_size: images a batch.
+        rank, world: this process and how many there are.
+        equal: give every process as many batches, since all must take part in a gathering; those
+            that would have one less show the first batch again, and who gathers has to drop it.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        equal: bool = False,
+    ) -> None:
+        starts = list(range(rank * batch_size, len(rows), world * batch_size))
+        if equal:
+            starts += [0] * (math.ceil(len(rows) / (world * batch_size)) - len(starts))
         self.batches = [np.asarray(rows[s : s + batch_size], dtype=np.int64) for s in starts]
 
     def __len__(self) -> int:

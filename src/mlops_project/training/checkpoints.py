@@ -1,40 +1,56 @@
-"""Checkpoints: written whole or not at all, read without executing anything.
+"""Checkpoints: written whole or not at all, checked when read, and read without executing anything.
 
 A checkpoint is Lightning's, with one more entry, `mlops_project`, that holds what is needed to use
-the model elsewhere: classes, preprocessing, settings, and which images it was trained on.
+the model elsewhere: classes, preprocessing, settings, and which images it was trained on. It is a
+zip archive, as `torch.save` writes it, whose comment is a checksum of all that comes before.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.errors import InputError
+from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel
 from mlops_project.models.weights import read_tensors
 from mlops_project.settings import to_container
 
 ENTRY = "mlops_project"
-FORMAT = 1
+FORMAT = 2  # 1: no checksum, and not all that an exact resume needs
+LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"  # in the run's folder: what last.ckpt was before, until the run is done
+_MARK = b"mlops_project sha256 "
+_COMMENT = len(_MARK) + 64  # bytes
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes a checkpoint under a temporary name, syncs and renames it."""
+    """Writes a checkpoint with its checksum under a temporary name, syncs and renames it."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(path)
+        # Only this one: where the run's own folder has vanished, half a run shall not reappear.
+        path.parent.mkdir(exist_ok=True)
         try:
             with atomic_write(path, "wb") as file:
-                torch.save(checkpoint, file)
+                hashing = _Hashing(file)
+                torch.save(checkpoint, cast(IO[bytes], hashing))
+                _append_checksum(file, hashing.digest())
+                if path.name == LAST and path.parent.name == "checkpoints":
+                    _keep_as_previous(path)
         except RuntimeError as error:
             # Closing its archive, torch complains once more and hides that the disk is full.
             if isinstance(error.__context__, OSError):
@@ -50,45 +66,138 @@ class AtomicCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
+class _Hashing:
+    """A file that is written from its start to its end, and the SHA-256 of what was written.
+
+    The zip archive's last two bytes, the length of its comment, count as the zeros they first are.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self._sha256 = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def digest(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def _append_checksum(file: IO[bytes], digest: str) -> None:
+    file.seek(-2, os.SEEK_END)
+    file.write(struct.pack("<H", _COMMENT) + _MARK + digest.encode())
+
+
+def _keep_as_previous(path: Path) -> None:
+    """Keeps what `last.ckpt` was, so that a damaged one costs a few minutes and not the run."""
+    previous = path.parents[1] / PREVIOUS
+    temporary = previous.with_name(f".{PREVIOUS}.tmp")
+    temporary.unlink(missing_ok=True)
+    with suppress(FileNotFoundError, PermissionError, NotImplementedError):
+        os.link(path, temporary)  # a second name, not a copy; some file systems have none
+        os.replace(temporary, previous)
+
+
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a checkpoint of this project onto the CPU.
 
     Raises:
-        InputError: there is none, it is damaged, made by something else or by a newer version.
-            Nothing in it is executed: only tensors and plain containers are read.
+        InputError: there is none, it is damaged, made by something else or by a newer version; the
+            newest good one beside it is named. Nothing in it is executed: only tensors and plain
+            containers are read.
+        ProjectError: the disk cannot read it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint{_near(path)}")
     try:
-        checkpoint = read_tensors(path, "checkpoint")
+        return _load(path)
     except InputError as error:
-        raise InputError(f"{error}{_near(path)}") from error
+        near = newest_good(path.parent, but=path)
+        hint = f"\nThe newest good checkpoint beside it: {near}" if near else ""
+        raise InputError(f"{error}{hint}") from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
+    checked = _check_archive(path)
+    checkpoint = read_tensors(path, "checkpoint")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(ENTRY), dict):
         checkpoint = {}
-    if "state_dict" not in checkpoint:
+    if not isinstance(checkpoint.get("state_dict"), dict):
         raise InputError(
             f"{path}: a file of PyTorch, but not a checkpoint of this project; "
             "weights from elsewhere go into model.pretrained_path"
         )
-    entry = checkpoint[ENTRY]
-    if entry.get("format", 0) > FORMAT:
+    version = checkpoint[ENTRY].get("format")
+    if not isinstance(version, int):
+        raise InputError(f"{path}: not a readable checkpoint: it does not say its format")
+    if version > FORMAT:
         raise InputError(
-            f"{path}: written by a newer version (format {entry['format']}, this one reads "
-            f"{FORMAT}); update the project"
+            f"{path}: written by a newer version (format {version}, this one reads {FORMAT}); "
+            "update the project"
         )
+    if version > 1 and not checked:
+        raise InputError(f"{path}: not a readable checkpoint: damaged, its checksum is missing")
     return checkpoint
 
 
-def _near(path: Path) -> str:
-    others = sorted(
-        (p for p in path.parent.glob("*.ckpt") if p != path),
-        key=lambda p: p.stat().st_mtime,
-        reverse=True,
-    )
-    if not others:
-        return ""
-    return "\nCheckpoints beside it, the newest first: " + ", ".join(p.name for p in others[:3])
+def _check_archive(path: Path) -> bool:
+    """Whether the file has a checksum, and it is right.
+
+    Raises:
+        InputError: it is wrong, or a member claims to unpack to more than the file's own size.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _COMMENT))
+            mark, digest = file.read(len(_MARK)), file.read()
+            if mark == _MARK:
+                file.seek(0)
+                sha256, left = hashlib.sha256(), size - _COMMENT - 2
+                while left and (block := file.read(min(2**20, left))):
+                    sha256.update(block)
+                    left -= len(block)
+                sha256.update(bytes(2))
+                if sha256.hexdigest().encode() != digest:
+                    raise InputError(
+                        f"{path}: not a readable checkpoint: damaged, its contents do not match "
+                        "its checksum"
+                    )
+                return True
+        # Nothing that torch.save writes is compressed, so what unpacks to more is a bomb.
+        unreadable = (zipfile.BadZipFile, ValueError, NotImplementedError, RecursionError)
+        with suppress(*unreadable), zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > size:
+                raise InputError(
+                    f"{path}: not a readable checkpoint: it would unpack to more than its size"
+                )
+    except OSError as error:
+        raise ProjectError(f"{path}: cannot be read ({error})") from error
+    return False
+
+
+def good_checkpoints(folder: Path, but: Path | None = None) -> Iterator[tuple[Path, dict]]:
+    """The readable checkpoints of a run and what they hold, the newest first.
+
+    Args:
+        folder: with checkpoints; of a run, or its `checkpoints/`.
+        but: not this one.
+    """
+    run = folder.parent if folder.name == "checkpoints" else folder
+    found = {*folder.glob("*.ckpt"), *(run / "checkpoints").glob("*.ckpt"), run / PREVIOUS}
+    present = [(p.stat().st_mtime_ns, p.name == LAST, p) for p in found if p.is_file() and p != but]
+    for _, _, path in sorted(present, reverse=True):
+        with suppress(ProjectError):
+            yield path, _load(path)
+
+
+def newest_good(folder: Path, but: Path | None = None) -> Path | None:
+    """The newest readable checkpoint; arguments as for `good_checkpoints`."""
+    return next((path for path, _ in good_checkpoints(folder, but)), None)
 
 
 def metadata(config: Config, built: BuiltModel, data: HAM10000DataModule) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import os
 import re
@@ -12,11 +13,14 @@ from typing import Any
 
 from filelock import FileLock
 
+from mlops_project.errors import InputError
 from mlops_project.files import atomic_write
 
 MODELS = Path("models")
 LOGS = Path("logs")
 SUMMARY = Path("reports/training_metrics.csv")
+RESULTS = "results.json"  # in the folder of a run that is done
+_held: list[int] = []  # file descriptors that stay open for as long as the program runs
 
 
 def new_run_folder(model: str, root: Path = MODELS) -> Path:
@@ -27,12 +31,8 @@ def new_run_folder(model: str, root: Path = MODELS) -> Path:
     """
     parent = root / model
     parent.mkdir(parents=True, exist_ok=True)
-    taken = [
-        int(name.name.removeprefix("version_"))
-        for name in parent.glob("version_*")
-        if name.name.removeprefix("version_").isdecimal()
-    ]
-    number = max(taken, default=-1) + 1
+    taken = run_folders(model, root)
+    number = int(taken[-1].name.removeprefix("version_")) + 1 if taken else 0
     while True:
         folder = parent / f"version_{number}"
         try:
@@ -41,6 +41,49 @@ def new_run_folder(model: str, root: Path = MODELS) -> Path:
             number += 1
         else:
             return folder
+
+
+def run_folders(model: str, root: Path = MODELS) -> list[Path]:
+    """The folders of a model's runs, the oldest first."""
+    found = [
+        path
+        for path in (root / model).glob("version_*")
+        if path.is_dir() and path.name.removeprefix("version_").isdecimal()
+    ]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("version_")))
+
+
+def hold(folder: Path) -> None:
+    """Marks a run as this process's own until it ends, however it ends.
+
+    Raises:
+        InputError: another process is training it.
+    """
+    if not _lock(folder, keep=True):
+        raise InputError(f"{folder}: another process is training this run; wait for it or end it")
+
+
+def is_running(folder: Path) -> bool:
+    """Whether another process is training a run."""
+    return not _lock(folder, keep=False)
+
+
+def _lock(folder: Path, *, keep: bool) -> bool:
+    # A lock of this kind does not pass to the processes that prepare batches, which may outlive
+    # a killed run by some seconds; those of filelock do.
+    descriptor = os.open(folder / ".running", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(descriptor)
+        return False
+    except OSError:
+        keep = False  # a file system without locks
+    if keep:
+        _held.append(descriptor)
+    else:
+        os.close(descriptor)
+    return True
 
 
 def run_folder_of(checkpoint: str) -> Path | None:

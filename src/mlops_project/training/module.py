@@ -59,7 +59,6 @@ class LesionClassifier(pl.LightningModule):
         self.loss = loss
         self.images_per_step = images_per_step
         self.metadata = metadata
-        self.used_learning_rate = 0.0  # the head's, in the latest step
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)
@@ -95,10 +94,6 @@ class LesionClassifier(pl.LightningModule):
         images = self.step_images[min(batch_idx // parts, len(self.step_images) - 1)]
         share = parts * self.trainer.world_size / images
         outputs["loss"] = total * share
-        self.log("train_loss_step", outputs["losses"].mean(), on_step=True, on_epoch=False)
-        # Once the step is done the schedule has set the next one's rate.
-        self.used_learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log("learning_rate", self.used_learning_rate, on_step=True, on_epoch=False)
         return outputs
 
     def validation_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:

@@ -4,68 +4,99 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import tempfile
-import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.errors import ProjectError, Terminated, is_out_of_memory
+from mlops_project.errors import ProjectError, file_failure, is_out_of_memory
 from mlops_project.models.build import build_model
-from mlops_project.training import checkpoints, folders, summary, weights_and_biases
-from mlops_project.training.module import LesionClassifier, build_module
+from mlops_project.training import (
+    checkpoints,
+    folders,
+    logs,
+    processes,
+    summary,
+    weights_and_biases,
+)
+from mlops_project.training.module import build_module
+from mlops_project.training.nonfinite import NonFinite
 from mlops_project.training.optimizers import check_optimizer
 from mlops_project.training.preview import draw_preview
+from mlops_project.training.resume import find_resume
+from mlops_project.training.saving import Checkpoints
+from mlops_project.training.signals import Interruption
 from mlops_project.training.summary import Result
 from mlops_project.training.tracking import (
     EpochMetrics,
-    EpochTable,
+    History,
     draw_curves,
     monitor_mode,
     start_logging,
 )
-from mlops_project.training.trainer import build_trainer, check_machine, keep_checkpoints
+from mlops_project.training.trainer import build_trainer, check_machine
 from mlops_project.training.tuning import find_batch_size, find_learning_rate
 
 log = logging.getLogger("mlops_project")
 
 
-def train(config: Config) -> Result:
+def train(config: Config, given: frozenset[str] | None = None) -> Result:
     """Trains, checks and saves a model.
+
+    Args:
+        config: settings of the run.
+        given: the keys that the command line names, which a resumed run is checked against; None:
+            all.
 
     Raises:
         InputError: settings or data that cannot be used; nothing but decoded images and a log is
             written then.
-        Terminated: by SIGTERM; the epochs done are kept.
-        KeyboardInterrupt: likewise.
+        Interrupted: a signal has ended it; the message says how to go on.
+        KeyboardInterrupt: before or after the training itself.
+        ProjectError: it cannot go on; what is done is kept.
     """
-    started = time.time()
-    monitor_mode(config.training.monitor_metric)
-    check_optimizer(config.training.optimizer)
-    check_machine(config.training)
+    processes.join_the_watch()
+    try:
+        return _train(config, given)
+    except BaseException as error:
+        if processes.is_started_by_another():
+            processes.leave_word(error)
+        if config.wandb.enabled:
+            weights_and_biases.abandon()
+        raise
+    finally:
+        processes.end_others()
+
+
+def _train(config: Config, given: frozenset[str] | None) -> Result:
     start_logging(None)
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
     # Whatever may be wrong with the input shows here, before a folder is made for the run.
-    resume = config.training.resume_from_checkpoint
-    if resume:
-        checkpoints.load_checkpoint(resume)
+    config, resume = find_resume(config, given)
+    monitor_mode(config.training.monitor_metric)
+    check_optimizer(config.training.optimizer)
+    check_machine(config.training)
     data = open_data(config)
     data.read()
     log_path = folders.new_log_file() if first else None
     start_logging(log_path)
     data.setup("fit")
+    if resume:
+        resume.check_data(data, config)
     pl.seed_everything(config.seed, verbose=False)
-    built = build_model(config.model, data.image_size, load_weights=not resume)
+    built = build_model(config.model, data.image_size, load_weights=resume is None)
+    if resume:
+        built.weights = resume.facts["weights"]
     if config.data.batch_size == "auto":
         images = len(data.rows_of("train"))
         data.settings.batch_size = find_batch_size(built.network, data.image_size, images)
@@ -73,73 +104,100 @@ def train(config: Config) -> Result:
 
     folder = None
     if first:
-        folder = folders.run_folder_of(resume) if resume else None
+        folder = resume.folder if resume else None
         folder = folder or folders.new_run_folder(config.model.name)
+        folders.hold(folder)
     if config.training.learning_rate == "auto":
         found = folder or Path(tempfile.mkdtemp())
         config.training.learning_rate = find_learning_rate(config, built, data, found)
         pl.seed_everything(config.seed, verbose=False)
     module = build_module(config, built, data)
+    rows = resume.rewind() if resume and first else []
     if folder is not None:
         summary.describe(config, built, data, folder)
+        if resume:
+            log.info("going on from %s", resume.path)
         if config.data.preview:
             draw_preview(data, module.augmentation, folder / "preview.png")
-    metrics = EpochMetrics()
-    table = EpochTable(folder, metrics, config.training.monitor_metric)
-    keeper = keep_checkpoints(config, folder)
-    trainer = build_trainer(config, folder, [metrics, table, keeper])
+    loggers = (
+        logs.build_loggers(config, folder, resume.positions if resume else {}, rows)
+        if folder
+        else []
+    )
+    guard = NonFinite(config.training, data, folder)
+    metrics = EpochMetrics(guard.refuse)
+    options = config.training
+    history = History(folder, metrics, options.monitor_metric, options.log_every_n_steps)
+    keeper = Checkpoints(options, folder, metrics, guard, Interruption())
+    trainer = build_trainer(config, folder, [metrics, history, guard, keeper], loggers)
     wandb_logger = next((g for g in trainer.loggers if isinstance(g, WandbLogger)), None)
     if wandb_logger is not None:
         weights_and_biases.watch(wandb_logger, config, module.network)
 
     with warnings.catch_warnings():
-        # Preparing batches in this process is the fast path here, not an oversight.
+        # Preparing batches in this process is the fast path here, not an oversight; and the
+        # training batches know by themselves where a resumed run is.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
         warnings.filterwarnings("ignore", message=".*number of training batches .* smaller than.*")
-        fit(trainer, module, data, resume, config)
-        best = Path(keeper.best_model_path or keeper.last_model_path)
-        module.load_state_dict(checkpoints.load_checkpoint(best)["state_dict"])
-        trainer.test(module, datamodule=data, verbose=False)
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
+        with _failures(trainer, keeper, config):
+            path = str(resume.path) if resume else None
+            trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+            early = trainer.early_stopping_callback
+            if isinstance(early, EarlyStopping) and early.stopped_epoch:
+                log.info("stopped early: %s", early.stopping_reason_message)
+            best = keeper.best_path
+            module.load_state_dict(checkpoints.load_checkpoint(best)["state_dict"])
+            trainer.test(module, datamodule=data, verbose=False)
 
     test = {n: v for n, v in metrics.latest.items() if n.startswith("test_")}
-    result = Result(folder, Path(os.path.relpath(best)), table.best(), test)
+    result = Result(folder, best, history.best(), test)
     if wandb_logger is not None:
         weights_and_biases.finish(wandb_logger, config, result.checkpoint, test)
     if folder is not None:
         title = f"{config.model.name}: {folder}" + (" (synthetic data)" if data.synthetic else "")
-        draw_curves(table.rows, folder / "curves.png", title)
-        seconds = time.time() - started
-        row = summary.summary_row(config, data, result, len(table.rows), seconds)
+        draw_curves(history.rows, folder / "curves.png", title)
+        row = summary.summary_row(config, data, result, len(history.rows), keeper.seconds)
         folders.add_to_summary(row)
+        summary.write_results(row, folder)
         summary.report(config, built, data, result, log_path)
     return result
 
 
-def fit(
-    trainer: pl.Trainer,
-    module: LesionClassifier,
-    data: HAM10000DataModule,
-    resume: str | None,
-    config: Config,
-) -> None:
-    """Lightning's fit, with an interruption or a lack of memory raised as what it is."""
+@contextmanager
+def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Iterator[None]:
+    """Raises what ends a training as what it is, with how to go on."""
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SIGTERMException:
-        raise Terminated("ended by SIGTERM; the epochs done so far are kept") from None
+        yield
     except SystemExit:
         # Lightning turns Ctrl-C into exit code 1.
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        other = processes.failure_of_another(error)
+        if other is not None:
+            raise other from error
+        if is_out_of_memory(error):
+            raise ProjectError(memory_advice(config) + go_on(keeper)) from error
+        raise
+    except OSError as error:
+        message = file_failure(error)
+        if message is None:
             raise
-        raise ProjectError(memory_advice(config)) from error
-    early = trainer.early_stopping_callback
-    if isinstance(early, EarlyStopping) and early.stopped_epoch:
-        log.info("stopped early: %s", early.stopping_reason_message)
+        raise ProjectError(message + go_on(keeper)) from error
+
+
+def go_on(keeper: Checkpoints) -> str:
+    """How to continue a run, as a line to add to a message; nothing without a checkpoint."""
+    path = keeper.directory / checkpoints.LAST
+    if not path.is_file():
+        return ""
+    return (
+        "\nTo go on from the latest checkpoint: uv run src/mlops_project/train.py "
+        f"training.resume_from_checkpoint={path}"
+    )
 
 
 def memory_advice(config: Config) -> str:

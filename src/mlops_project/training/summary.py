@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
 import time
@@ -99,6 +100,14 @@ def summary_row(
         **result.test,
         "checkpoint": str(result.checkpoint),
     }
+
+
+def write_results(row: dict[str, Any], folder: Path) -> None:
+    """Writes `summary_row` into the run's folder, which says that the run is done."""
+    known = {n: None if isinstance(v, float) and math.isnan(v) else v for n, v in row.items()}
+    with atomic_write(folder / folders.RESULTS) as file:
+        json.dump(known, file, indent=2)
+        file.write("\n")
 
 
 def report(

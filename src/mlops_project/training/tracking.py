@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,13 @@ class EpochMetrics(Callback):
 
     Nothing is computed, and the device not waited for, within a step. The predictions of all
     processes are gathered and sorted by image, so that the number of processes does not matter.
+
+    Args:
+        refuse: called with the split and the rows of an evaluation whose losses are not finite.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refuse: Callable[[str, np.ndarray], None]) -> None:
+        self.refuse = refuse
         self.outputs: dict[str, list[dict[str, torch.Tensor]]] = {}
         self.latest: dict[str, float] = {}
 
@@ -68,13 +73,18 @@ class EpochMetrics(Callback):
         self._collect("test", outputs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch so far, so that a resumed epoch's metrics cover all of it."""
+        """The epoch so far, of all processes, so that a resumed epoch's metrics cover all of it."""
         train = self.outputs.get("train", [])
-        joined = {name: torch.cat([o[name] for o in train]) for name in train[0]} if train else {}
-        return {"train": joined, "latest": dict(self.latest)}
+        names = train[0] if train else {}
+        joined = {name: torch.cat([o[name] for o in train]) for name in names}
+        return {
+            "train": {name: torch.from_numpy(_gather(value)) for name, value in joined.items()},
+            "latest": dict(self.latest),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.outputs["train"] = [state_dict["train"]] if state_dict["train"] else []
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        self.outputs["train"] = [state_dict["train"]] if state_dict["train"] and first else []
         self.latest = dict(state_dict["latest"])
 
     def _collect(self, split: str, outputs: dict[str, torch.Tensor]) -> None:
@@ -88,15 +98,23 @@ class EpochMetrics(Callback):
         joined = {
             n: _gather(torch.cat([o[n].to(module.device) for o in outputs])) for n in outputs[0]
         }
-        order = np.argsort(joined["rows"], kind="stable")
+        # In the order of the images, each once: a process may have shown some of them again.
+        _, order = np.unique(joined["rows"], return_index=True)
         labels, probabilities = joined["labels"][order], joined["probabilities"][order]
         losses = joined["losses"][order].astype(np.float64)
         weights = joined["weights"][order].astype(np.float64)
+        finite = np.isfinite(losses)
+        if split == "train":  # with on_nonfinite=skip, what was skipped is not learned from
+            labels, probabilities = labels[finite], probabilities[finite]
+            losses, weights = losses[finite], weights[finite]
+        elif not finite.all():
+            self.refuse(split, joined["rows"][order][~finite])
         values = {"loss": float(losses.sum() / weights.sum())}
         values |= classification_metrics(labels, probabilities)
         named = {f"{split}_{name}": value for name, value in values.items()}
         self.latest |= named
-        module.log_dict(named)
+        # For early stopping and the progress bar; `History` passes them on to the loggers.
+        module.log_dict(named, logger=False)
 
 
 def _gather(values: torch.Tensor) -> np.ndarray:
@@ -107,30 +125,58 @@ def _gather(values: torch.Tensor) -> np.ndarray:
     return values.cpu().numpy()
 
 
-class EpochTable(Callback):
-    """Keeps a row of metrics for each epoch: in metrics.csv, on the console and in checkpoints.
+class History(Callback):
+    """What a run has told so far: losses of steps and metrics of epochs.
 
-    The rows are part of the callback's state, so that a resumed run's table has no gap and no
-    double. They hold nothing that depends on the clock.
+    They go to metrics.csv, the loggers, the console and into checkpoints, so that a resumed run's
+    files have no gap and no double. The rows hold nothing that depends on the clock. All is written
+    here, before a checkpoint is, and not left to Lightning, which writes after it.
 
     Args:
-        folder: the run's folder.
+        folder: the run's folder; None on processes other than the first.
         metrics: whose latest values make the row.
+        monitor: name of the metric that picks the best epoch.
+        every_n_steps: steps between logged losses.
     """
 
-    def __init__(self, folder: Path | None, metrics: EpochMetrics, monitor: str) -> None:
+    def __init__(
+        self, folder: Path | None, metrics: EpochMetrics, monitor: str, every_n_steps: int
+    ) -> None:
         self.folder, self.metrics, self.monitor = folder, metrics, monitor
+        self.every_n_steps = every_n_steps
         self.rows: list[dict[str, Any]] = []
+        self.learning_rate = math.nan  # the head's, in the latest step
+        self._logged_step = 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        # Once the step is done the schedule has set the next one's rate.
+        self.learning_rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._logged_step or step % self.every_n_steps:
+            return
+        self._logged_step = step
+        if trainer.loggers:
+            values = {
+                "train_loss_step": float(outputs["losses"].mean()),
+                "learning_rate": self.learning_rate,
+            }
+            self._log(trainer, values)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
-            "learning_rate": pl_module.used_learning_rate,
+            "learning_rate": self.learning_rate,
         }
         row |= {n: v for n, v in self.metrics.latest.items() if not n.startswith("test_")}
         self.rows.append(row)
         self._write()
+        told = {n: v for n, v in row.items() if n not in ("epoch", "step", "learning_rate")}
+        self._log(trainer, told)
         for config in trainer.lr_scheduler_configs:
             if self.monitor in row and isinstance(config.scheduler, Schedule):
                 config.scheduler.observe(row[self.monitor], monitor_mode(self.monitor))
@@ -147,6 +193,11 @@ class EpochTable(Callback):
         rows = [r for r in self.rows if math.isfinite(r.get(self.monitor, math.nan))]
         return min(rows, key=lambda r: sign * r[self.monitor], default={})
 
+    def _log(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            told = {**values, "epoch": trainer.current_epoch}
+            logger.log_metrics(told, step=trainer.global_step)
+
     @rank_zero_only
     def _write(self) -> None:
         if self.folder is not None:
@@ -154,10 +205,16 @@ class EpochTable(Callback):
                 file.write(table_text(self.rows))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": [dict(row) for row in self.rows]}
+        return {
+            "rows": [dict(row) for row in self.rows],
+            "learning_rate": self.learning_rate,
+            "logged_step": self._logged_step,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = [dict(row) for row in state_dict["rows"]]
+        self.learning_rate = state_dict["learning_rate"]
+        self._logged_step = state_dict["logged_step"]
         self._write()
 
 

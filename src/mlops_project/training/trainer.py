@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,39 @@ import torch
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
-    ModelCheckpoint,
     RichProgressBar,
     TQDMProgressBar,
     WeightAveraging,
 )
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
     Profiler,
     PyTorchProfiler,
     SimpleProfiler,
 )
-from lightning.pytorch.strategies import DDPStrategy
 
 from mlops_project.config import Config, TrainingConfig
 from mlops_project.errors import InputError
-from mlops_project.training import folders, weights_and_biases
+from mlops_project.training import folders
 from mlops_project.training.checkpoints import AtomicCheckpointIO
 from mlops_project.training.finetuning import Unfreezing, freezes
+from mlops_project.training.processes import START_SECONDS, WatchedDDP, WatchedFSDP
 from mlops_project.training.tracking import monitor_mode
 
 log = logging.getLogger("mlops_project")
 
 
-def build_trainer(config: Config, folder: Path | None, callbacks: list[Callback]) -> pl.Trainer:
+def build_trainer(
+    config: Config, folder: Path | None, callbacks: list[Callback], loggers: list[Logger]
+) -> pl.Trainer:
     """Lightning's trainer for these settings.
 
     Args:
         config: of the run.
         folder: the run's folder; None on processes other than the first, which log nothing.
         callbacks: to run besides early stopping, unfreezing and the progress bar.
+        loggers: of the run.
     """
     options = config.training
     callbacks = list(callbacks)
@@ -55,8 +58,7 @@ def build_trainer(config: Config, folder: Path | None, callbacks: list[Callback]
                 mode=monitor_mode(options.monitor_metric),
                 patience=options.early_stopping_patience,
                 check_on_train_epoch_end=True,
-                # A loss that is not finite has diverged; an AUROC may lack a class.
-                check_finite=options.monitor_metric.endswith("_loss"),
+                check_finite=False,  # an AUROC may lack a class; `NonFinite` looks at the losses
             )
         )
     if freezes(options):
@@ -79,7 +81,7 @@ def build_trainer(config: Config, folder: Path | None, callbacks: list[Callback]
         limit_val_batches=options.limit_val_batches,
         log_every_n_steps=options.log_every_n_steps,
         callbacks=[*callbacks, bar] if bar else callbacks,
-        logger=_loggers(config, folder) or False,
+        logger=loggers or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=folders.LOGS,
         num_sanity_val_steps=0,
@@ -99,21 +101,6 @@ def check_machine(options: TrainingConfig) -> None:
             f"training.max_time={options.max_time}: must be days:hours:minutes:seconds, "
             "such as 00:08:00:00"
         )
-
-
-def keep_checkpoints(config: Config, folder: Path | None) -> ModelCheckpoint:
-    """Keeps the best epochs and the last one, in the run's folder."""
-    options = config.training
-    return ModelCheckpoint(
-        dirpath=folder / "checkpoints" if folder else None,
-        filename=f"{{epoch:03d}}-{{{options.monitor_metric}:.3f}}",
-        monitor=options.monitor_metric if options.save_top_k else None,
-        mode=monitor_mode(options.monitor_metric),
-        save_top_k=options.save_top_k,
-        save_last=options.save_last or options.save_top_k == 0,
-        # After the epoch's metrics and table are complete, so that a checkpoint holds them.
-        save_on_train_epoch_end=True,
-    )
 
 
 def _check_accelerator(options: TrainingConfig) -> None:
@@ -170,9 +157,12 @@ def _strategy(options: TrainingConfig) -> Any:
     several = options.devices.isdigit() and int(options.devices) > 1
     if options.strategy == "fsdp" and not _on_gpu(options):
         raise InputError("training.strategy=fsdp: needs GPUs; training.strategy=ddp runs anywhere")
+    patience = timedelta(seconds=START_SECONDS)
     if options.strategy == "ddp" or (options.strategy == "auto" and several):
         # A frozen stage has no gradient that the others could wait for.
-        return DDPStrategy(find_unused_parameters=freezes(options))
+        return WatchedDDP(find_unused_parameters=freezes(options), timeout=patience)
+    if options.strategy == "fsdp":
+        return WatchedFSDP(timeout=patience)
     return options.strategy
 
 
@@ -186,20 +176,6 @@ def _profiler(options: TrainingConfig, folder: Path | None) -> Profiler | None:
         return None
     log.info("profile: %s", folder / "*profile*")
     return kinds[options.profiler](dirpath=str(folder), filename="profile")
-
-
-def _loggers(config: Config, folder: Path | None) -> list[Logger]:
-    if folder is None:
-        return []
-    number = int(folder.name.removeprefix("version_"))
-    name = f"{folder.parent.name}_{folder.name}"
-    loggers: list[Logger] = [
-        TensorBoardLogger(folder.parents[1], name=folder.parent.name, version=number),
-        CSVLogger(folders.LOGS, name="lightning_logs", version=name),
-    ]
-    if config.wandb.enabled:
-        loggers.append(weights_and_biases.build_logger(config, folder))
-    return loggers
 
 
 class _RichBar(RichProgressBar):

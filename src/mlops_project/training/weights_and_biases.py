@@ -20,12 +20,13 @@ PROBE_SECONDS = 3.0  # wandb.init itself waits 90 s for a server that is not the
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def build_logger(config: Config, folder: Path) -> WandbLogger:
+def build_logger(config: Config, folder: Path, run_id: str | None = None) -> WandbLogger:
     """A logger whose run has the settings' project, entity, name and tags.
 
     Args:
         config: settings of the run.
         folder: the run's, which names it where `wandb.name` does not.
+        run_id: of the run to go on with; None: a new one.
     """
     import wandb
 
@@ -40,6 +41,8 @@ def build_logger(config: Config, folder: Path) -> WandbLogger:
         entity=options.entity,
         name=options.name or f"{folder.parent.name}-{folder.name}",
         tags=options.tags or None,
+        id=run_id,
+        resume="allow" if run_id else None,
         # `offline=` would set an environment variable, too late and for all later runs.
         mode="offline" if reason else None,
         settings=wandb.Settings(console="off"),
@@ -71,6 +74,14 @@ def watch(logger: WandbLogger, config: Config, network: nn.Module) -> None:
     if config.wandb.watch_model != "none":
         steps = config.training.log_every_n_steps
         logger.watch(network, log=config.wandb.watch_model, log_freq=steps, log_graph=False)
+
+
+def abandon() -> None:
+    """Ends a run that did not come to its end; what it has logged is kept."""
+    import wandb
+
+    if wandb.run is not None:
+        wandb.finish(exit_code=1)
 
 
 def finish(logger: WandbLogger, config: Config, checkpoint: Path, test: dict[str, float]) -> None:

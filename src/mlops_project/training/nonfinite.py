@@ -1,0 +1,177 @@
+"""Losses that are not finite: the run stops before they are saved, or skips the step and counts."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from mlops_project.config import TrainingConfig
+from mlops_project.data.datamodule import HAM10000DataModule
+from mlops_project.errors import ProjectError
+from mlops_project.training.checkpoints import newest_good
+
+log = logging.getLogger("mlops_project")
+
+SHOWN = 8  # image ids in a message
+
+
+@dataclass
+class _Step:
+    """A step whose loss may not have arrived from the device yet.
+
+    Attributes:
+        finite: whether the loss is, bool [] on the CPU, right once `arrived` says so.
+        arrived: event of the device; None where nothing is to be waited for.
+    """
+
+    step: int
+    learning_rate: float
+    rows: torch.Tensor
+    finite: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+
+class NonFinite(Callback):
+    """Looks at the loss of every step, without making the program wait for a GPU.
+
+    With on_nonfinite=stop the run ends when a loss has turned out not to be finite; nothing that
+    followed from it has been saved. With skip, a step whose gradients are not finite changes
+    neither the weights nor the statistics of batch normalisation; this waits for the device.
+
+    Args:
+        options: on_nonfinite, and max_skipped_steps, after which the run ends all the same.
+        data: names the images.
+        folder: the run's folder; None on processes other than the first.
+    """
+
+    def __init__(
+        self, options: TrainingConfig, data: HAM10000DataModule, folder: Path | None
+    ) -> None:
+        self.options, self.data, self.folder = options, data, folder
+        self.skipped = 0  # steps of the run
+        self._waiting: deque[_Step] = deque()
+        self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @property
+    def skips(self) -> bool:
+        """Whether a step is skipped rather than the run ended."""
+        return self.options.on_nonfinite == "skip"
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._rows = batch[3]
+        if self.skips and batch_idx % trainer.accumulate_grad_batches == 0:
+            self._buffers = [(b, b.clone()) for b in pl_module.buffers() if b.is_floating_point()]
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
+    ) -> None:
+        finite, arrived = loss.detach().isfinite(), None
+        if finite.is_cuda:
+            finite = finite.to("cpu", non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self._waiting.append(_Step(trainer.global_step, rate, self._rows, finite, arrived))
+        self.check()
+
+    def check(self, *, wait: bool = False) -> None:
+        """Looks at the losses that have arrived.
+
+        Args:
+            wait: for those that have not, as has to be done before something is saved.
+
+        Raises:
+            ProjectError: one of them is not finite, and the run is to stop then.
+        """
+        while self._waiting:
+            step = self._waiting[0]
+            if step.arrived is not None:
+                if wait:
+                    step.arrived.synchronize()
+                elif not step.arrived.query():
+                    return
+            self._waiting.popleft()
+            if not step.finite and not self.skips:
+                raise self._failure(
+                    f"the loss of step {step.step + 1} is not finite", step.learning_rate, step.rows
+                )
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if not self.skips:
+            return
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        # The same for all processes, since they have added their gradients up.
+        if torch.nn.utils.get_total_norm(gradients).isfinite():
+            return
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            # The scaler skips the step itself, and lowers its scale: for float16 that is normal.
+            return
+        optimizer.zero_grad(set_to_none=True)  # a weight without a gradient stays as it is
+        self.skipped += 1
+        rate = float(optimizer.param_groups[0]["lr"])
+        text = f"the gradients of step {trainer.global_step + 1} are not finite"
+        if self.skipped > self.options.max_skipped_steps:
+            raise self._failure(f"{text}, after {self.skipped - 1} skipped steps", rate, self._rows)
+        log.warning(
+            "%s: skipped (%d of at most %d); learning rate %.3g, last batch: %s",
+            *(text, self.skipped, self.options.max_skipped_steps, rate),
+            self._names(self._rows),
+        )
+
+    def refuse(self, split: str, rows: np.ndarray) -> None:
+        """Ends the run for losses of an evaluation that are not finite.
+
+        Args:
+            split: "val" or "test".
+            rows: whose losses they are, int64 [N].
+        """
+        rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        step = self.trainer.global_step
+        what = f"{len(rows)} losses of the {split} split after step {step} are not finite"
+        raise self._failure(what, rate, torch.from_numpy(rows))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.trainer = trainer
+
+    def _failure(self, what: str, rate: float, rows: torch.Tensor) -> ProjectError:
+        good = newest_good(self.folder) if self.folder else None
+        return ProjectError(
+            f"{what}: learning rate {rate:.3g}, images {self._names(rows)}. "
+            f"Last good checkpoint: {good or 'none yet'}\n"
+            "Likely causes: too high a learning rate (try a tenth of it, with "
+            "training.warmup_epochs=1),\nno training.gradient_clip_val=1.0, or float16 "
+            "(training.precision=bf16); training.on_nonfinite=skip passes over single steps."
+        )
+
+    def _names(self, rows: torch.Tensor) -> str:
+        table = self.data.table
+        positions = rows.cpu().numpy() % len(table)  # a draw is a row, plus its repetitions
+        names = table["image_id"].iloc[positions[:SHOWN]].tolist()
+        more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+        return ", ".join(names) + more
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+
+def weights_are_finite(state_dict: dict[str, torch.Tensor]) -> bool:
+    """Whether all weights and statistics of a network are; waits for the device once."""
+    values = [v for v in state_dict.values() if torch.is_tensor(v) and v.is_floating_point()]
+    return bool(torch.stack([v.isfinite().all() for v in values]).all()) if values else True

@@ -1,0 +1,216 @@
+"""Several processes that train together: they agree on when to save, and none outlives the others.
+
+Lightning starts them (or torchrun, or SLURM) and torch.distributed connects them. Here is what both
+leave open: that a process which dies or hangs ends the job soon, and with its own error. What a
+process has to say it leaves in a folder that the first one has made; the first one tells the user.
+"""
+
+from __future__ import annotations
+
+import datetime
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import psutil
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from mlops_project.errors import EXIT_FAILED, ProjectError
+from mlops_project.training.signals import leave_at_once
+
+REPORTS = "MLOPS_PROJECT_REPORTS"  # environment: folder for last words
+START_SECONDS = 600  # for all to arrive: the slowest may still have to read its modules
+GRACE_SECONDS = 8.0  # what the first process has to notice by itself that another has gone
+
+
+class Agreement:
+    """Brings the processes to the same decision, without waiting for a GPU."""
+
+    def __init__(self) -> None:
+        self._group: Any = None
+
+    def start(self, trainer: pl.Trainer, timeout: int) -> None:
+        """Connects the processes, if there are several.
+
+        Args:
+            timeout: how long one of them may be late, in everything they do together, seconds.
+        """
+        if trainer.world_size > 1:
+            patience = datetime.timedelta(seconds=timeout)
+            self._group = torch.distributed.new_group(backend="gloo", timeout=patience)
+            torch.distributed.distributed_c10d._set_pg_timeout(patience)
+
+    def highest(self, number: int, flag: bool) -> tuple[int, bool]:
+        """The largest number of all processes, and the flag of the first one."""
+        if self._group is None:
+            return number, flag
+        values = torch.tensor([number, flag and torch.distributed.get_rank() == 0])
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(values[0]), bool(values[1])
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    """Starts the processes and watches them; Lightning's own watch kills all without a word."""
+
+    def launch(
+        self, function: Callable, *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any
+    ) -> Any:
+        if not self.cluster_environment.creates_processes_externally and not self.procs:
+            os.environ[REPORTS] = tempfile.mkdtemp(prefix="mlops_project_")
+            self.cluster_environment.validate_settings(
+                num_devices=self.num_processes, num_nodes=self.num_nodes
+            )
+            self._call_children_scripts()
+            _started.extend(self.procs)
+            threading.Thread(target=_watch, daemon=True).start()
+        return function(*args, **kwargs)
+
+
+class WatchedDDP(DDPStrategy):
+    """DistributedDataParallel in processes that are watched."""
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+
+class WatchedFSDP(FSDPStrategy):
+    """Fully sharded data parallel in processes that are watched."""
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+
+_started: list[subprocess.Popen] = []  # by this process, which is the first one
+_ending = threading.Event()  # the first process is on its way out, and needs no watch
+
+
+def is_started_by_another() -> bool:
+    """Whether the first process has started this one."""
+    return REPORTS in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0
+
+
+def join_the_watch() -> None:
+    """In a process that another one has started: end when that one does, tell where it hangs."""
+    if not is_started_by_another():
+        return
+    stack = (_folder() / f"stack_{os.environ['LOCAL_RANK']}").open("w")
+    faulthandler.register(signal.SIGUSR2, file=stack, all_threads=False)
+    parent = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        leave_at_once(EXIT_FAILED)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def leave_word(error: BaseException) -> None:
+    """In a process that another one has started: hand the error over, and end."""
+    if isinstance(error, ProjectError):
+        text, code = str(error), error.exit_code
+    else:
+        text, code = "".join(traceback.format_exception(error)), EXIT_FAILED
+    (_folder() / f"error_{os.environ['LOCAL_RANK']}").write_text(text, encoding="utf-8")
+    parent = psutil.Process(os.getppid())
+    if "imed out" in text and parent.status() == psutil.STATUS_STOPPED:
+        parent.kill()  # a stopped process would be waited for forever
+    sys.stdout.flush()
+    sys.stderr.flush()
+    leave_at_once(code)
+
+
+def failure_of_another(error: BaseException) -> ProjectError | None:
+    """In the first process, what the others have died of, where that explains its own error.
+
+    Waits some seconds for them; then those that hang are asked where, and are ended.
+    """
+    if not _started or isinstance(error, ProjectError):
+        return None
+    _ending.set()
+    deadline = time.monotonic() + GRACE_SECONDS
+    timed_out = "imed out" in str(error)
+    while not timed_out and time.monotonic() < deadline and all(p.poll() is None for p in _started):
+        time.sleep(0.1)
+    for rank, process in enumerate(_started, start=1):
+        if process.poll() not in (None, 0):
+            return ProjectError(f"process {rank} has ended: {_last_words(rank, process)}")
+    if timed_out:
+        for rank, process in enumerate(_started, start=1):
+            if process.poll() is None:
+                return ProjectError(f"process {rank} does not answer; {_where(rank, process)}")
+    return None
+
+
+def end_others() -> None:
+    """In the first process, ends those that it has started."""
+    _ending.set()
+    for process in _started:
+        try:
+            process.wait(timeout=GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    _started.clear()
+
+
+def _watch() -> None:
+    """A thread of the first process: ends the job where its main thread cannot."""
+    while not _ending.wait(0.5):
+        failed = [(r, p) for r, p in enumerate(_started, 1) if p.poll() not in (None, 0)]
+        if not failed or _ending.wait(GRACE_SECONDS):
+            continue
+        rank, process = failed[0]
+        frames = traceback.format_stack(sys._current_frames()[threading.main_thread().ident or 0])
+        print(
+            f"error: process {rank} has ended: {_last_words(rank, process)}\n"
+            f"process 0 was at:\n{''.join(frames[-3:])}",
+            file=sys.stderr,
+            flush=True,
+        )
+        leave_at_once(EXIT_FAILED)
+
+
+def _folder() -> Path:
+    return Path(os.environ[REPORTS])
+
+
+def _last_words(rank: int, process: subprocess.Popen) -> str:
+    path = _folder() / f"error_{rank}"
+    if path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        hint = " (was the memory used up?)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    return f"exit code {process.returncode}"
+
+
+def _where(rank: int, process: subprocess.Popen) -> str:
+    """Where a process hangs, which is ended then."""
+    path = _folder() / f"stack_{rank}"
+    stopped = psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+    process.send_signal(signal.SIGUSR2)
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline and not stopped and not path.stat().st_size:
+        time.sleep(0.1)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    process.kill()
+    if stopped:
+        return "it was stopped (SIGSTOP)"
+    lines = text.strip().splitlines()[1:4]
+    return "it was at\n" + "\n".join(lines) if lines else "it does not say where it was"

@@ -1,0 +1,213 @@
+"""When a run saves: after an epoch, every so many steps and minutes, and when it is to end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, WeightAveraging
+
+from mlops_project.config import TrainingConfig
+from mlops_project.errors import Interrupted, ProjectError
+from mlops_project.training.checkpoints import LAST
+from mlops_project.training.logs import positions
+from mlops_project.training.nonfinite import NonFinite, weights_are_finite
+from mlops_project.training.processes import Agreement
+from mlops_project.training.signals import Interruption, exit_code
+from mlops_project.training.tracking import EpochMetrics, monitor_mode
+
+
+class Checkpoints(Checkpoint):
+    """Keeps the best epochs and, in `last.ckpt`, where the run is.
+
+    `last.ckpt` is written after each epoch, every `checkpoint_every_n_steps` steps, every
+    `checkpoint_every_minutes` minutes and when a signal has asked for the end; always between two
+    optimizer steps. A checkpoint that is no longer among the best goes only once a newer
+    `last.ckpt` lies there that knows of it, so that a run can go on from what is on the disk at
+    any moment.
+
+    Lightning calls it after all other callbacks, whose state is complete then.
+
+    Args:
+        options: what is kept, and when.
+        folder: the run's folder; None on processes other than the first.
+        metrics: has the monitored metric's value.
+        guard: is asked whether all losses so far are finite.
+        interruption: what signals have asked for.
+
+    Attributes:
+        best: value of the monitored metric for each of the best checkpoints' file names.
+        seconds: that the run has taken up to its latest checkpoint, over all interruptions.
+    """
+
+    def __init__(
+        self,
+        options: TrainingConfig,
+        folder: Path | None,
+        metrics: EpochMetrics,
+        guard: NonFinite,
+        interruption: Interruption,
+    ) -> None:
+        self.options, self.folder, self.metrics = options, folder, metrics
+        self.guard, self.interruption = guard, interruption
+        self.best: dict[str, float] = {}
+        self.seconds = 0.0
+        self._logs: dict[str, Any] = {}
+        self._started = self._saved = time.monotonic()
+        self._saved_step = 0
+        self._agreement = Agreement()
+
+    @property
+    def best_path(self) -> Path:
+        """The best checkpoint, or `last.ckpt` where none is kept."""
+        sign = 1 if monitor_mode(self.options.monitor_metric) == "min" else -1
+        name = min(self.best, key=lambda n: sign * self.best[n], default=LAST)
+        return self.directory / name
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        folder: Any = trainer.strategy.broadcast(self.folder)
+        self.directory = Path(folder) / "checkpoints"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._agreement.start(trainer, self.options.process_timeout)
+        self._saved_step = trainer.global_step
+        # Only now: Lightning has just put its own handlers there.
+        self.interruption.defer()
+        early = trainer.early_stopping_callback
+        if isinstance(early, EarlyStopping) and early.wait_count >= early.patience:
+            trainer.should_stop = True  # as it had; more patience lets the run go on
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop._should_accumulate():
+            return  # gradients are on their way, and are not saved
+        every_steps, every_minutes = (
+            self.options.checkpoint_every_n_steps,
+            self.options.checkpoint_every_minutes,
+        )
+        step = trainer.global_step
+        due = every_steps is not None and step % every_steps == 0 and step != self._saved_step
+        minutes = (time.monotonic() - self._saved) / 60
+        late = every_minutes is not None and minutes >= every_minutes
+        ending, late = self._agreement.highest(self.interruption.number, late)
+        if ending or ((due or late) and self.options.save_last):
+            self._save_last(trainer)
+        self._end_if_asked(trainer, ending)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.state.fn != "fit":
+            return
+        ending, _late = self._agreement.highest(self.interruption.number, False)
+        if ending:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WeightAveraging):
+                    # Puts the weights that learn back in their place.
+                    callback.on_validation_epoch_end(trainer, pl_module)
+            self._save_last(trainer)
+            self._end_if_asked(trainer, ending)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        dropped = self._save_if_best(trainer)
+        if self.options.save_last or self.options.save_top_k == 0:
+            self._save_last(trainer)
+        for name in dropped:
+            trainer.strategy.remove_checkpoint(self.directory / name)
+        ending, _late = self._agreement.highest(self.interruption.number, False)
+        if ending and not self.options.save_last:
+            self._save_last(trainer)
+        self._end_if_asked(trainer, ending)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.interruption.raise_at_once()  # all is saved
+
+    def _save_if_best(self, trainer: pl.Trainer) -> list[str]:
+        """Saves the epoch if it is one of the best; the file names of those it pushes out."""
+        options, metric = self.options, self.options.monitor_metric
+        if options.save_top_k == 0:
+            return []
+        worst = math.inf if monitor_mode(metric) == "min" else -math.inf
+        value = self.metrics.latest.get(metric, math.nan)
+        name = f"epoch={trainer.current_epoch:03d}-{metric}={value:.3f}.ckpt"
+        ranked = {**self.best, name: worst if math.isnan(value) else value}
+        sign = 1 if monitor_mode(metric) == "min" else -1
+        kept = sorted(ranked, key=lambda n: sign * ranked[n])[: options.save_top_k]
+        if name not in kept:
+            return []
+        dropped = [n for n in ranked if n not in kept]
+        self.best = {n: v for n, v in ranked.items() if n in kept}
+        self._save(trainer, name)
+        return dropped
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        self._save(trainer, LAST)
+        self._saved, self._saved_step = time.monotonic(), trainer.global_step
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        self.guard.check(wait=True)
+        if not weights_are_finite(trainer.lightning_module.state_dict()):
+            raise ProjectError(
+                f"weights are not finite after step {trainer.global_step}: nothing of it is saved\n"
+                "Try a tenth of the learning rate, or training.on_nonfinite=skip."
+            )
+        now = time.monotonic()
+        self.seconds, self._started = self.seconds + now - self._started, now
+        if self.folder is not None:
+            self._logs = positions(trainer.loggers, self.folder)
+        trainer.save_checkpoint(self.directory / name, weights_only=False)
+
+    def _end_if_asked(self, trainer: pl.Trainer, number: int) -> None:
+        if number:
+            path = self.directory / LAST
+            raise Interrupted(
+                f"{signal.Signals(number).name}: epoch {trainer.current_epoch + 1}, step "
+                f"{trainer.global_step} is saved. To go on:\n"
+                "  uv run src/mlops_project/train.py "
+                f"training.resume_from_checkpoint={path}",
+                exit_code(number),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": dict(self.best),
+            "seconds": self.seconds,
+            "logs": dict(self._logs),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # One that is gone has been pushed out by an epoch that this run is about to repeat.
+        best = state_dict["best"].items()
+        self.best = {name: value for name, value in best if (self.directory / name).is_file()}
+        self.seconds = state_dict["seconds"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        loop: Any = trainer.fit_loop
+        epochs = loop.epoch_progress.current
+        trained = loop.epoch_loop._num_ready_batches_reached()
+        if trained and epochs.processed < epochs.ready:
+            validate_first(checkpoint["loops"]["fit_loop"])
+
+
+def validate_first(loops: dict[str, Any]) -> None:
+    """Makes a run that resumes after the last batch of an epoch begin with its validation.
+
+    Lightning would take the epoch for done, without its validation and metrics. It goes to the
+    validation where the loops' counters say that all batches are completed, and that the
+    validation has started on its first batch.
+
+    Args:
+        loops: state of Lightning's fit loop, changed in place.
+    """
+    batches = loops["epoch_loop.batch_progress"]
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] = counts["processed"]
+    validation = loops["epoch_loop.val_loop.batch_progress"]
+    validation["total"].update(ready=1, started=1, processed=0, completed=0)
+    validation["current"].update(ready=1, started=1, processed=0, completed=0)
+    validation["is_last_batch"] = False

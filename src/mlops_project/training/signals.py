@@ -1,0 +1,76 @@
+"""Signals that ask for the end: the step in flight is finished first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Interrupted
+
+# SIGUSR1 is what SLURM sends some time before the end, where asked to (--signal=USR1@120).
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interruption:
+    """What signals have asked for.
+
+    Within training a signal is taken note of, and a second Ctrl-C ends the program at once, with
+    all of its processes; elsewhere a signal raises where it arrives.
+
+    Attributes:
+        number: of the signal that asked for the end; 0: none has.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def defer(self) -> None:
+        """From now on, signals are taken note of."""
+        self._install(self._note)
+
+    def raise_at_once(self) -> None:
+        """From now on, a signal raises KeyboardInterrupt (Ctrl-C) or Interrupted."""
+        self._install(_raise)
+
+    def _install(self, handler: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDING:
+                # What a shell's `nohup` or `&` has told to ignore Ctrl-C goes on doing so.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number and number == signal.SIGINT:
+            leave_at_once(EXIT_INTERRUPTED)
+        if not self.number:
+            self.number = number
+            if number == signal.SIGINT and sys.stderr.isatty():
+                # Straight to the terminal: a signal may arrive in the middle of another write.
+                os.write(2, b"\nfinishing the step, then saving (Ctrl-C again: leave at once)\n")
+
+
+def exit_code(number: int) -> int:
+    """The exit code after a signal."""
+    return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
+
+
+def leave_at_once(code: int) -> None:
+    """Ends this program and every process that it has started, without any more ado."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.Error:
+            continue
+    os._exit(code)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Interrupted(f"ended by {signal.Signals(number).name}")
