@@ -275,7 +275,8 @@ def _checked_override(override: str) -> tuple[str, str]:
         return name, value
     if name not in keys():
         raise InputError(
-            f"{printable(name or override)}: unknown setting{_suggestion(name)}\n(--help lists all of them)"
+            f"{printable(name or override)}: unknown setting{_suggestion(name)}\n"
+            "(--help lists all of them)"
         )
     return name, _checked_value(keys()[name], value)
 
@@ -495,8 +496,8 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
             if isinstance(value, ChoiceSweep):
                 runs *= len(value.list)
             elif isinstance(value, RangeSweep):
-                assert value.start is not None and value.stop is not None
-                runs *= max(0.0, float(value.stop - value.start) / float(value.step))
+                start, stop = float(value.start or 0), float(value.stop or 0)
+                runs *= max(0.0, (stop - start) / float(value.step))
         if runs > MAX_RUNS:
             raise InputError(f"{runs:,.0f} runs are more than {MAX_RUNS:,}: give fewer values")
         batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)

@@ -20,8 +20,17 @@ ODD: tuple[Any, ...] = (
     *(None, True, 0, -1, 3, 1.5, 2**31, 2**63, 10**30, "", "x", "../../outside", "1", [], {}, [[]]),
     *("9" * 5000, {"a": 1}, "\x1b[2J\n", "NaN", float("nan"), float("inf"), "é", "SHA-512"),
 )
-PLACES = ("data", "latestVersion", "files", "license", "termsOfUse", "filename", "filesize", "md5")
-PLACES += ("id", "checksum", "originalFileFormat", "originalFileSize", "dataFile", "type", "value")
+OF_LISTING = (
+    "data",
+    "latestVersion",
+    "files",
+    "license",
+    "termsOfUse",
+    "filename",
+    "filesize",
+    "md5",
+)
+OF_FILE = ("id", "checksum", "originalFileFormat", "originalFileSize", "dataFile", "type", "value")
 odd = st.sampled_from(ODD) | st.text(max_size=10)
 
 
@@ -35,10 +44,25 @@ class Input(NamedTuple):
     status: int
 
 
-HOW = ("", "", "", "cut", "more", "html", "500", "404", "302", "416", "206", "gzip", "header", "none")
+HOW = (
+    "",
+    "",
+    "",
+    "cut",
+    "more",
+    "html",
+    "500",
+    "404",
+    "302",
+    "416",
+    "206",
+    "gzip",
+    "header",
+    "none",
+)
 inputs = st.builds(
     Input,
-    st.dictionaries(st.sampled_from(PLACES), odd, max_size=2),
+    st.dictionaries(st.sampled_from(OF_LISTING + OF_FILE), odd, max_size=2),
     st.integers(0, 3).flatmap(lambda n: some_steps if n == 0 else st.just([])),
     st.none() | archives.inputs,
     st.lists(st.sampled_from(HOW), max_size=4),

@@ -58,7 +58,9 @@ members = st.builds(
     Member,
     st.sampled_from(NAMES * 4 + HOSTILE) | st.text(max_size=20),
     st.sampled_from(("image", "image", "image", "table", "link", "zeros", "archive", "nothing")),
-    st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)),
+    st.sampled_from(
+        (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    ),
     st.sampled_from((stat.S_IFREG, stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO, 0)),
 )
 # Where an entry of the central directory (APPNOTE 4.3.12) says the version, the flags (1: it is

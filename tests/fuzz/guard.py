@@ -122,7 +122,7 @@ class Outcome:
     outside: list[str]
 
 
-def attempt(action: Callable[[Path], None], folder: Path) -> Outcome:
+def attempt(action: Callable[[Path], object], folder: Path) -> Outcome:
     """Runs `action(folder)`, which may change nothing but the folder.
 
     Args:
@@ -179,7 +179,7 @@ def _limits() -> Iterator[None]:
     assert threading.current_thread() is threading.main_thread()
     old = signal.signal(signal.SIGALRM, stop)
     # The last resort, for a C function that never returns.
-    faulthandler.dump_traceback_later(6 * SECONDS, exit=True, file=sys.__stderr__)
+    faulthandler.dump_traceback_later(6 * SECONDS, exit=True, file=sys.__stderr__ or 2)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + ADDRESS_BYTES, hard))
     signal.setitimer(signal.ITIMER_REAL, SECONDS)

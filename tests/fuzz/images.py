@@ -131,6 +131,11 @@ def large_images(draw: st.DrawFn) -> bytes:
         frame = data.index(b"\xff\xc2") + 5
         sides = struct.pack(">HH", min(height, 65_500), min(width, 65_500))
         return data[:frame] + sides + data[frame + 4 :]
+    return bytes(with_sides(kind, width, height))
+
+
+def with_sides(kind: str, width: int, height: int) -> bytearray:
+    """A small picture whose header promises another size."""
     data = bytearray(encoded(kind.upper(), "RGB", (48, 32), 0, None))
     if kind == "jpeg":
         frame = data.index(b"\xff\xc0")
@@ -147,7 +152,7 @@ def large_images(draw: st.DrawFn) -> bytes:
             entry = entry if entry >= 0 else data.find(struct.pack("<HHI", tag, 4, 1))
             if entry >= 0:
                 data[entry : entry + 12] = struct.pack("<HHII", tag, 4, 1, value)
-    return bytes(data)
+    return data
 
 
 inputs = st.tuples(

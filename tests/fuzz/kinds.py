@@ -58,13 +58,12 @@ class Tally:
     failures: dict[str, str] = field(default_factory=dict)
 
     def is_new(self, value: Any) -> bool:
-        digest, before = hashlib.sha256(repr(value).encode(errors="replace")).digest(), len(self.seen)
-        self.seen.add(digest)
+        before = len(self.seen)
+        self.seen.add(hashlib.sha256(repr(value).encode(errors="replace")).digest())
         return len(self.seen) > before
 
     def add(self, value: Any, outcome: Outcome) -> None:
         self.outcomes[outcome.kind] = self.outcomes.get(outcome.kind, 0) + 1
-        if os.environ.get("FUZZ_DEBUG"): print("::", outcome.kind, outcome.detail.replace("\n", "|")[:150])
         self.outside += bool(outcome.outside)
         if outcome.kind in ("traceback", "limit") or outcome.outside:
             words = "\n".join([*outcome.outside, outcome.detail])

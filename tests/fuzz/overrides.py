@@ -9,7 +9,6 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from mlops_project import settings
-from mlops_project.errors import InputError
 from tests.fuzz.damage import Step, damage, some_steps
 
 CONFIGS = settings.CONFIGS
@@ -22,14 +21,27 @@ VALUES = (
     *("${data.batch_size}", "${oc.decode:'[1]'}", "${oc.create:{a:1}}", "${.x}", "${hydra:job}"),
     *("a=b", "a b", "a\nb", "a\\", "\\'", "x" * 5000, "[" * 300, "{a:" * 200, "${" * 100, "(" * 99),
     *("range(1,99999999)", "choice(1,2)", "glob(*)", "sort(3,2)", "shuffle(1)", "int(x)", "\0"),
-    *("é\u202e", "!!python/object/apply:os.system ['id']", "../../etc/passwd", "\x1b[2J", "*", "&a"),
+    *(
+        "é\u202e",
+        "!!python/object/apply:os.system ['id']",
+        "../../etc/passwd",
+        "\x1b[2J",
+        "*",
+        "&a",
+    ),
 )
 ODD = (
     *("-h=1", "--config-dir=/tmp", "--config-path=x", "-cn=x", "hydra.run.dir=/tmp/x", "+a=b"),
     *("++training.max_epochs=3", "~model", "~training.max_epochs", "model@foo=resnet", "a"),
     *("hydra/launcher=basic", "hydra.searchpath=[file:///etc]", "experiment=../../x", "=", "=1"),
     *("model=../data/demo", "model=/etc/passwd", "model={a:1}", "model=[resnet,timm]", "--", "-"),
-    *("model@_global_=resnet", "data=demo", "model=efficientnet", "training@data=default", "x" * 9999),
+    *(
+        "model@_global_=resnet",
+        "data=demo",
+        "model=efficientnet",
+        "training@data=default",
+        "x" * 9999,
+    ),
     *("hydra.output_subdir=/tmp/x", "hydra.job.chdir=true", "defaults=[x]", "_target_=os.system"),
 )
 keys = st.sampled_from(tuple(settings.keys())) | st.sampled_from(settings.GROUPS)
@@ -106,7 +118,11 @@ LINES = (
     "\ufeffname: x",
     "name: \x07",
 )
-FILES = tuple(str(path.relative_to(CONFIGS)) for path in sorted(CONFIGS.rglob("*.yaml")) if path.name != "sweeps.yaml")
+FILES = tuple(
+    str(path.relative_to(CONFIGS))
+    for path in sorted(CONFIGS.rglob("*.yaml"))
+    if path.name != "sweeps.yaml"
+)
 
 
 class Edit(NamedTuple):
@@ -138,7 +154,9 @@ def build_edit(value: Edit, folder: Path) -> None:
     shutil.copytree(CONFIGS, folder / "configs")
     path = folder / "configs" / value.file
     own, added = path.read_text(), "\n".join(value.lines)
-    text = {"before": f"{added}\n{own}", "after": f"{own}\n{added}\n", "instead": added}[value.where]
+    text = {"before": f"{added}\n{own}", "after": f"{own}\n{added}\n", "instead": added}[
+        value.where
+    ]
     path.write_bytes(damage(text.encode(value.encoding, errors="replace"), value.changes))
 
 

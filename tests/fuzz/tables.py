@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +75,9 @@ ages = st.sampled_from(("45.0", "45", "", "unknown", "nan", "inf", "-5", "1e400"
 COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset")
 
 
+Oddity = Callable[[Path, Path, Path], object]  # of the folder, its images' folder and its table
+
+
 class Input(NamedTuple):
     """A table's text and encoding, and what else is odd about the folder."""
 
@@ -102,10 +106,8 @@ def inputs_of(draw: st.DrawFn) -> Input:
         row |= st.sampled_from(NAMES).map(lambda n: [n, n, "mel", "", "45.0", "male", "back", "x"])
     oddities = draw(st.lists(st.sampled_from(tuple(ODDITIES)), max_size=2))
     checked = draw(st.integers(0, 4)) == 0
-    if draw(st.integers(0, 3)) == 0:  # a good table, so that all depends on the folder
-        good = [[n, "1", "0", *"00000"] for n in NAMES] if layout == "challenge" else []
-        good = good or [[n, n, "mel", "", "45.0", "male", "back", "x"] for n in NAMES]
-        return Input(layout, header, good, ",", 0, "\n", "utf-8", [], oddities, checked)
+    if draw(st.integers(0, 3)) == 0:
+        return good_table(layout, oddities, checked)
     rows = draw(st.lists(row, max_size=6))
     for change in draw(st.lists(st.sampled_from(CHANGES), max_size=1)):
         at = draw(st.integers(0, len(header) - 1))
@@ -132,6 +134,16 @@ def inputs_of(draw: st.DrawFn) -> Input:
 
 
 inputs = inputs_of()
+
+
+def good_table(layout: str, oddities: list[str], checked: bool = False) -> Input:
+    """A folder of which only the oddities may be wrong."""
+    if layout == "challenge":
+        header, rows = ["image", "MEL", "NV"], [[name, "1", "0"] for name in NAMES]
+    else:
+        header = [LAYOUTS[layout][2] if c == "image_id" else c for c in COLUMNS]
+        rows = [[name, name, "mel", "", "45.0", "male", "back", "x"] for name in NAMES]
+    return Input(layout, header, rows, ",", 0, "\n", "utf-8", [], oddities, checked)
 
 
 def table_bytes(value: Input) -> bytes:
@@ -189,19 +201,24 @@ def _link(path: Path, target: str) -> None:
     path.symlink_to(target)
 
 
-ODDITIES = {
-    **{
-        f"image is a {make}": lambda f, p, t, make=make: _swap(p / f"{NAMES[0]}.jpg", make)
-        for make in ("fifo", "folder", "loop", "device", "dangling", "passwd", "empty")
-    },
-    **{
-        f"table is a {make}": lambda f, p, t, make=make: _swap(t, make)
-        for make in ("fifo", "folder", "loop", "device", "dangling", "passwd", "empty")
-    },
-    **{
-        f"images are a {make}": lambda f, p, t, make=make: _swap(p, make)
-        for make in ("fifo", "loop", "device", "empty")
-    },
+def _image_is(make: str) -> Oddity:
+    return lambda folder, place, table: _swap(place / f"{NAMES[0]}.jpg", make)
+
+
+def _table_is(make: str) -> Oddity:
+    return lambda folder, place, table: _swap(table, make)
+
+
+def _images_are(make: str) -> Oddity:
+    return lambda folder, place, table: _swap(place, make)
+
+
+MAKES = ("fifo", "folder", "loop", "device", "dangling", "passwd", "empty")
+# f is the folder, p the place of the images, t the table.
+ODDITIES: dict[str, Oddity] = {
+    **{f"image is a {make}": _image_is(make) for make in MAKES},
+    **{f"table is a {make}": _table_is(make) for make in MAKES},
+    **{f"images are a {make}": _images_are(make) for make in ("fifo", "loop", "device", "empty")},
     "a folder links to itself": lambda f, p, t: _link(p / "again", "."),
     "images link to the root": lambda f, p, t: _link(p / "root", "/"),
     "names in no encoding": lambda f, p, t: _raw_names(p),

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+import tempfile
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -66,7 +67,11 @@ WRONG: dict[str, Any] = {
     "loop": None,
 }
 WRONG["loop"] = [WRONG["empty"]]
-PLACES = ("", "state_dict", ENTRY, "epoch", f"{ENTRY}.format", f"{ENTRY}.config", f"{ENTRY}.config.data")
+OF_ENTRY = (f"{ENTRY}.format", f"{ENTRY}.config", f"{ENTRY}.config.data")
+PLACES = ("", "state_dict", ENTRY, "epoch", *OF_ENTRY)
+FORMS = (*["zip"] * 4, *["ours"] * 2, *["legacy"] * 2, "pickle")
+REPACKED = ("bomb", "deflated", "doubled", "no data")
+DTYPES = ("F32", "F64", "BF16", "I8", "F8_E4M3", "U64", "X", "", 3, None)
 
 
 @cache
@@ -84,12 +89,9 @@ def file_of(form: str, place: str, wrong: str) -> bytes:
             content = WRONG[wrong]
     file = io.BytesIO()
     if form == "ours":
-        path = Path(os.path.realpath(os.environ.get("TMPDIR", "/tmp"))) / f"fuzz-{os.getpid()}.ckpt"
-        try:
-            AtomicCheckpointIO().save_checkpoint(content, path)
-            return path.read_bytes()
-        finally:
-            path.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            AtomicCheckpointIO().save_checkpoint(content, Path(folder) / "last.ckpt")
+            return (Path(folder) / "last.ckpt").read_bytes()
     try:
         if form == "pickle":
             pickle.dump(content, file)
@@ -102,26 +104,25 @@ def file_of(form: str, place: str, wrong: str) -> bytes:
 
 @cache
 def bomb(form: str) -> bytes:
-    """A checkpoint whose member of a few kilobytes unpacks to 3 GB, or that lies about a tensor."""
+    """A checkpoint whose members unpack to far more, occur twice or are missing."""
     whole, file = file_of("zip", "", ""), io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(file, "w") as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(whole)) as old,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
         for info in old.infolist():
             content = old.read(info)
             if form == "bomb" and info.filename.endswith("data/0"):
                 with new.open(info.filename, "w", force_zip64=True) as member:
-                    packed = zipfile.ZipInfo(info.filename)
-                    del packed
-                    member.write(content)
+                    for _ in range(26):
+                        member.write(bytes(2**26))
                 continue
             if form == "deflated":
                 new.writestr(info.filename, content + bytes(2**26), zipfile.ZIP_DEFLATED)
-            elif form == "doubled":
-                new.writestr(info.filename, content)
-                new.writestr(info.filename, content[::-1])
-            elif form == "no data" and "/data/" in info.filename:
-                continue
-            else:
-                new.writestr(info.filename, content)
+            elif form != "no data" or "/data/" not in info.filename:
+                new.writestr(info.filename, content, zipfile.ZIP_STORED)
+                if form == "doubled":
+                    new.writestr(info.filename, content[::-1], zipfile.ZIP_STORED)
     return file.getvalue()
 
 
@@ -136,10 +137,7 @@ class Input(NamedTuple):
 
 inputs = st.builds(
     Input,
-    st.sampled_from(
-        ("zip", "zip", "zip", "ours", "ours", "legacy", "legacy", "pickle", "bomb", "deflated")
-        + ("doubled", "no data")
-    ),
+    st.sampled_from(FORMS + REPACKED),
     st.sampled_from(PLACES),
     st.sampled_from(("", "", *WRONG)),
     st.just([]) | some_steps,
@@ -147,7 +145,7 @@ inputs = st.builds(
 
 
 def checkpoint_bytes(value: Input) -> bytes:
-    if value.form in ("bomb", "deflated", "doubled", "no data"):
+    if value.form in REPACKED:
         return damage(bomb(value.form), value.changes)
     return damage(file_of(value.form, value.place, value.wrong), value.changes)
 
@@ -167,7 +165,7 @@ def header(draw: st.DrawFn) -> bytes:
     shape = st.lists(numbers, max_size=3) | numbers
     entry = st.fixed_dictionaries(
         {
-            "dtype": st.sampled_from(("F32", "F64", "BF16", "I8", "F8_E4M3", "U64", "X", "", 3, None)),
+            "dtype": st.sampled_from(DTYPES),
             "shape": shape,
             "data_offsets": st.lists(numbers, max_size=3),
         }

@@ -334,8 +334,8 @@ def _check_archive(path: Path) -> None:
         unsafe.append("(all members together)")
     if unsafe:
         raise ProjectError(
-            f"{name}: refused: its member '{printable(unsafe[0])}' leads out of the folder, is no plain "
-            f"file, or unpacks to more than {MAX_RATIO} times its size"
+            f"{name}: refused: its member '{printable(unsafe[0])}' leads out of the folder, "
+            f"is no plain file, or unpacks to more than {MAX_RATIO} times its size"
         )
 
 
