@@ -29,7 +29,7 @@ def _bomb(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("program", "arguments", "said"),
     [
-        ("dataset.py", lambda path: ["check", str(_folder(path))], "not a file"),
+        ("dataset.py", lambda path: ["check", str(_folder(path))], "Missing images: 3"),
         ("train.py", lambda path: [f"data.data_dir={_folder(path)}/images"], "no layout"),
         ("train.py", lambda path: ["-m", "seed=range(0,999999999)"], "runs are more than"),
         ("evaluate.py", lambda path: ["--checkpoint", str(_bomb(path))], "unpack to more"),

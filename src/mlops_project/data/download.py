@@ -168,7 +168,7 @@ def _describe(server: str, target: Path, listed: dict[str, dict[str, Any]]) -> _
             checksum["value"].lower(),
             ingested,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         message = f"{server}: the listing lacks a usable id, size or checksum of {target.stem}"
         raise ProjectError(message) from error
 

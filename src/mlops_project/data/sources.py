@@ -9,9 +9,9 @@ import csv
 import io
 import lzma
 import os
-import stat
 import struct
 import threading
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -140,13 +140,11 @@ def read_bytes(path: str, member: str = "") -> bytes:
         ValueError: the member is damaged or larger than 200 MiB.
     """
     if not member:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
-            raise ValueError("not a file")
-        if status.st_size > MAX_IMAGE_BYTES:
-            raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
         with open(path, "rb") as file:
-            return file.read()
+            data = file.read(MAX_IMAGE_BYTES + 1)
+        if len(data) > MAX_IMAGE_BYTES:
+            raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
+        return data
     # Opening an archive reads its whole directory, so each thread keeps its own open.
     key = (path, os.getpid(), os.stat(path).st_mtime_ns)
     opened = _archives.__dict__.setdefault("opened", {})
@@ -229,7 +227,9 @@ def _image_files(places: list[Path]) -> dict[str, tuple[str, str]]:
     for place in places:
         for name, path, member in _zipped(place) if _is_zip(place) else _in_folder(place):
             stem, ending = os.path.splitext(name)
-            if ending.lower() in IMAGE_ENDINGS and not name.startswith("."):
+            if ending.lower() not in IMAGE_ENDINGS or name.startswith("."):
+                continue
+            if member or os.path.isfile(path):  # reading a pipe or a device may never end
                 files.setdefault(stem.lower(), (path, member))
     return files
 
@@ -296,17 +296,22 @@ def _read_table(path: Path) -> pd.DataFrame:
     header = text.lstrip().split("\n", 1)[0]
     separator = max(",\t;", key=header.count)
     try:
-        table = pd.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            skipinitialspace=True,
-            index_col=False,
-            engine="c",
-        )
+        with warnings.catch_warnings():
+            # It would leave out the cells for which the header has no column, with a warning.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                io.StringIO(text),
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                skipinitialspace=True,
+                index_col=False,
+                engine="c",
+            )
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: the table is empty; it needs one row an image") from None
+    except pd.errors.ParserWarning as error:
+        raise InputError(f"{path}: its rows have more cells than its header") from error
     except (pd.errors.ParserError, ValueError, csv.Error, OverflowError) as error:
         reason = str(error).strip().splitlines()[0][:150]
         raise InputError(f"{path}: not a readable table ({reason})") from error
