@@ -363,6 +363,8 @@ def _check_file(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "the settings are nested too deeply: look for a long row of brackets"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return printable(" ".join(lines[:3]), 400) or type(error).__name__
 

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 
 os.environ.update(OMP_NUM_THREADS="1", NO_PROXY="127.0.0.1")
 
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=list(KINDS), help="only this kind")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
     kinds = {n: k for n, k in KINDS.items() if arguments.kind in (None, n)}
     weights = sum(kind.weight for kind in kinds.values())
     columns = ("inputs", "accepted", "refused", "tracebacks", "outside", "over limits")
