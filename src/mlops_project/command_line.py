@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from logging.handlers import MemoryHandler
 from typing import TYPE_CHECKING, NoReturn
 
 from mlops_project.errors import (
@@ -42,7 +43,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     Args:
         main: returns its exit code, None for 0.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # the latter is SLURM's warning
+        signal.signal(number, _terminate)
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -68,6 +70,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except Exception:
         _log_crash()
         raise
+    finally:
+        _end_workers()
     try:
         sys.stdout.flush()
     except OSError:
@@ -76,8 +80,24 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
+def _end_workers() -> None:
+    """Ends the processes that prepared batches, where an error has left them waiting for more.
+
+    They ignore SIGTERM, by which Python would end them, and wait for them, at its own end.
+    """
+    if "multiprocessing" not in sys.modules:
+        return
+    import multiprocessing
+
+    workers = multiprocessing.active_children()
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes this for a failure
+    for worker in workers:
+        worker.kill()
+
+
 def _terminate(number: int, frame: object) -> NoReturn:
-    raise Interrupted("ended by SIGTERM")
+    raise Interrupted(f"ended by {signal.Signals(number).name}")
 
 
 def run_typer(app: typer.Typer) -> NoReturn:
@@ -100,7 +120,7 @@ def run_typer(app: typer.Typer) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> int:
-    if any(not isinstance(h, logging.NullHandler) for h in log.handlers):
+    if any(not isinstance(h, (MemoryHandler, logging.NullHandler)) for h in log.handlers):
         log.error(message)
     else:
         print(f"error: {message}", file=sys.stderr)

@@ -53,7 +53,6 @@ _FILE_ADVICE = {
     errno.EPERM: "no permission: run the command in a folder that you may write to",
     errno.ENOTDIR: "a file is where a folder has to be: move it away",
     errno.EEXIST: "a file is where a folder has to be: move it away",
-    errno.ENOENT: "it has vanished: was its folder moved or deleted meanwhile?",
     errno.ESTALE: "it has vanished from the network drive: mount it again",
     errno.EIO: "the disk cannot be read or written: it may be broken",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n) or use fewer workers",

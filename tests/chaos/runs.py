@@ -79,7 +79,7 @@ def _train(folder: str, arguments: list[str]) -> None:
 
 def start(folder: Path, arguments: list[str]) -> Any:
     """Starts the training command in a folder."""
-    process = processes.Process(target=_train, args=(str(folder), arguments))  # type: ignore[attr-defined]
+    process = processes.Process(target=_train, args=(str(folder), arguments))
     process.start()
     return process
 
@@ -265,6 +265,8 @@ def _processes_in(folder: Path) -> list[int]:
 def damage(path: Path, choose: random.Random) -> None:
     """Damages a file as a failing disk or a broken transfer does."""
     content = bytearray(path.read_bytes())
+    if not content:
+        return  # it has been damaged before
     kind = choose.choice(["cut", "empty", "flip", "garbage", "zeros", "missing"])
     at = choose.randrange(len(content))
     if kind == "missing":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -90,14 +91,12 @@ def test_ranks_deal_out_the_batches_of_one_process(
     ]
     order = _flat(one)
     for step, parts in enumerate(zip(*ranks, strict=True)):
-        assert len({len(part) for part in parts}) == 1, "every process has as many images"
-        dealt = [draw for turn in zip(*parts, strict=True) for draw in turn]
-        assert dealt == one[step][: len(dealt)]
+        dealt = [draw for turn in zip_longest(*parts) for draw in turn if draw is not None]
+        assert dealt == one[step], "the step is that of one process"
         order = order[len(dealt) :]
-        if batch_size > 1 and step > 0:
-            assert len(parts[0]) > 1
-    # Left out: what cannot be dealt out evenly, and a last step of single images.
-    assert len(order) < 2 * world
+        if step > 0:
+            assert len(parts[-1]) > 0, "every process takes part"
+    assert len(order) < world, "left out is only what does not go round"
 
 
 @given(st.integers(3, 90), BATCH_SIZES, WORLDS)
@@ -144,6 +143,23 @@ def test_evaluation_shows_every_row_once_and_in_order(
         batches[number::world] = [draws.tolist() for _, draws in rank]
     assert _flat(batches) == rows.tolist()
     assert all(len(batch) == batch_size for batch in batches[:-1])
+
+
+@given(st.integers(1, 60), BATCH_SIZES, WORLDS)
+def test_processes_that_gather_show_as_many_batches_each_and_nothing_new(
+    count: int, batch_size: int, world: int
+) -> None:
+    rows = _rows(count)
+    ranks = [
+        EvaluationBatches(rows, batch_size=batch_size, rank=rank, world=world, equal=True)
+        for rank in range(world)
+    ]
+    assert len({len(rank) for rank in ranks}) == 1
+    shown = [draws.tolist() for rank in ranks for _, draws in rank]
+    assert {row for batch in shown for row in batch} == set(rows.tolist())
+    starts = range(0, count, batch_size)
+    alone = [rows[start : start + batch_size].tolist() for start in starts]
+    assert all(batch in alone for batch in shown), "the batches are those of one process"
 
 
 @pytest.mark.parametrize("balanced", [False, True])

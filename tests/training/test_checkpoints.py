@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import resource
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,13 @@ from mlops_project.config import Config
 from mlops_project.errors import InputError
 from mlops_project.models.baseline_cnn import BaselineCNN
 from mlops_project.settings import from_container, to_container
-from mlops_project.training.checkpoints import ENTRY, FORMAT, AtomicCheckpointIO, load_checkpoint
+from mlops_project.training.checkpoints import (
+    ENTRY,
+    FORMAT,
+    AtomicCheckpointIO,
+    load_checkpoint,
+    newest_good,
+)
 
 
 def checkpoint() -> dict[str, Any]:
@@ -72,7 +79,7 @@ def equal(ours: Any, theirs: Any) -> bool:
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    path = save(WHOLE, tmp_path / "new" / "folder" / "epoch=000-val_loss=0.693.ckpt")
+    path = save(WHOLE, tmp_path / "checkpoints" / "epoch=000-val_loss=0.693.ckpt")
 
     assert equal(load_checkpoint(path), WHOLE)
     assert equal(AtomicCheckpointIO().load_checkpoint(path), WHOLE)
@@ -217,13 +224,47 @@ def test_a_checkpoint_that_would_execute_something_is_refused_unexecuted(tmp_pat
     assert marker.exists()  # so the file was as bad as it claims
 
 
-def test_a_missing_checkpoint_names_the_newest_ones_beside_it(tmp_path: Path) -> None:
-    for age, name in enumerate(["d", "c", "b", "a"]):
-        save({}, tmp_path / f"{name}.ckpt")
+def test_a_checkpoint_that_cannot_be_used_names_the_newest_good_one(tmp_path: Path) -> None:
+    for age, name in enumerate(["c", "b", "a", "last"]):
+        save(WHOLE, tmp_path / f"{name}.ckpt")
         os.utime(tmp_path / f"{name}.ckpt", (age, age))
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    (tmp_path / "a.ckpt").write_bytes((tmp_path / "a.ckpt").read_bytes()[:-1])
 
-    message = refusal(tmp_path / "e.ckpt")
-    assert "no such checkpoint" in message
-    assert message.endswith("a.ckpt, b.ckpt, c.ckpt")
+    for name in ("last.ckpt", "a.ckpt", "missing.ckpt"):
+        assert refusal(tmp_path / name).endswith(f"beside it: {tmp_path / 'b.ckpt'}")
     assert "beside it" not in refusal(tmp_path / "elsewhere" / "e.ckpt")
     assert "no such checkpoint" in refusal(tmp_path)
+
+
+@settings_of(deadline=None)
+@given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_single_wrong_bit_is_found(at: float, bit: int, whole: Path, damaged: Path) -> None:
+    content = bytearray(whole.read_bytes())
+    content[int(at * len(content))] ^= 1 << bit
+    damaged.write_bytes(content)
+    assert "damaged" in refusal(damaged)
+
+
+def test_what_the_last_checkpoint_was_is_kept_beside_the_run_s_files(tmp_path: Path) -> None:
+    for epoch in range(3):
+        save({**WHOLE, "epoch": epoch}, tmp_path / "checkpoints" / "last.ckpt")
+    assert load_checkpoint(tmp_path / "previous.ckpt")["epoch"] == 1
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"")
+    assert newest_good(tmp_path) == tmp_path / "previous.ckpt"
+    assert str(tmp_path / "previous.ckpt") in refusal(tmp_path / "checkpoints" / "last.ckpt")
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000))
+    assert "unpack to more" in refusal(path)
+
+
+def test_a_checkpoint_of_the_first_format_has_no_checksum_and_is_read(tmp_path: Path) -> None:
+    older = {**WHOLE, ENTRY: {**WHOLE[ENTRY], "format": 1}}
+    torch.save(older, tmp_path / "older.ckpt")
+    assert equal(load_checkpoint(tmp_path / "older.ckpt"), older)
+    torch.save(WHOLE, tmp_path / "newer.ckpt")
+    assert "checksum is missing" in refusal(tmp_path / "newer.ckpt")

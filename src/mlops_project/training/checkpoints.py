@@ -26,11 +26,11 @@ from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel
 from mlops_project.models.weights import read_tensors
 from mlops_project.settings import to_container
+from mlops_project.training.folders import PREVIOUS
 
 ENTRY = "mlops_project"
 FORMAT = 2  # 1: no checksum, and not all that an exact resume needs
 LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"  # in the run's folder: what last.ckpt was before, until the run is done
 _MARK = b"mlops_project sha256 "
 _COMMENT = len(_MARK) + 64  # bytes
 
@@ -155,7 +155,7 @@ def _check_archive(path: Path) -> bool:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _COMMENT))
             mark, digest = file.read(len(_MARK)), file.read()
-            if mark == _MARK:
+            if mark == _MARK and size > _COMMENT + 2:
                 file.seek(0)
                 sha256, left = hashlib.sha256(), size - _COMMENT - 2
                 while left and (block := file.read(min(2**20, left))):

@@ -19,8 +19,9 @@ from mlops_project.files import atomic_write
 MODELS = Path("models")
 LOGS = Path("logs")
 SUMMARY = Path("reports/training_metrics.csv")
+PREVIOUS = "previous.ckpt"  # in a run's folder: what last.ckpt was before, until the run is done
 RESULTS = "results.json"  # in the folder of a run that is done
-_held: list[int] = []  # file descriptors that stay open for as long as the program runs
+_held: list[int] = []  # file descriptors of the locks
 
 
 def new_run_folder(model: str, root: Path = MODELS) -> Path:
@@ -54,13 +55,19 @@ def run_folders(model: str, root: Path = MODELS) -> list[Path]:
 
 
 def hold(folder: Path) -> None:
-    """Marks a run as this process's own until it ends, however it ends.
+    """Marks a run as this process's own, until `release` or its end, whatever that is.
 
     Raises:
         InputError: another process is training it.
     """
     if not _lock(folder, keep=True):
         raise InputError(f"{folder}: another process is training this run; wait for it or end it")
+
+
+def release() -> None:
+    """Lets go of the runs that this process holds."""
+    while _held:
+        os.close(_held.pop())
 
 
 def is_running(folder: Path) -> bool:
@@ -88,9 +95,10 @@ def _lock(folder: Path, *, keep: bool) -> bool:
 
 def run_folder_of(checkpoint: str) -> Path | None:
     """The folder `…/version_N` of the run that wrote a checkpoint; None if it lies elsewhere."""
-    parent = Path(checkpoint).absolute().parent
-    folder = parent.parent
-    if parent.name != "checkpoints" or not re.fullmatch(r"version_\d+", folder.name):
+    path = Path(checkpoint).absolute()
+    folder = path.parent if path.name == PREVIOUS else path.parent.parent
+    inside = path.name == PREVIOUS or path.parent.name == "checkpoints"
+    if not inside or not re.fullmatch(r"version_\d+", folder.name):
         return None
     return Path(os.path.relpath(folder))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +68,9 @@ class Resume:
         if self.folder is None:
             return []
         (self.folder / folders.RESULTS).unlink(missing_ok=True)
-        for place in (self.folder, self.path.parent):
+        for place in (self.folder, self.folder / "checkpoints"):
             remove_unfinished(place)
-        _remove_damaged(self.path.parent / LAST)
+        _make_last(self.path, self.folder / "checkpoints" / LAST)
         history = self.checkpoint["callbacks"]["History"]
         return logs.rewind(
             self.folder, self.positions, history["logged_step"], len(history["rows"])
@@ -219,10 +220,14 @@ def _value(config: Config, name: str) -> Any:
     return getattr(_group(config, group), leaf)
 
 
-def _remove_damaged(path: Path) -> None:
-    """So that it does not take the place of the good one before it."""
-    if path.exists():
-        try:
-            load_checkpoint(path)
-        except ProjectError:
-            path.unlink()
+def _make_last(path: Path, last: Path) -> None:
+    """Makes `last.ckpt` what the run goes on from, which may be an older one, or it is damaged."""
+    if path.absolute() == last.absolute():
+        return
+    temporary = last.with_name(f".{LAST}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, last)

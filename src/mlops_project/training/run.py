@@ -75,6 +75,7 @@ def train(config: Config, given: frozenset[str] | None = None) -> Result:
         raise
     finally:
         processes.end_others()
+        folders.release()
 
 
 def _train(config: Config, given: frozenset[str] | None) -> Result:
@@ -119,11 +120,8 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
             log.info("going on from %s", resume.path)
         if config.data.preview:
             draw_preview(data, module.augmentation, folder / "preview.png")
-    loggers = (
-        logs.build_loggers(config, folder, resume.positions if resume else {}, rows)
-        if folder
-        else []
-    )
+    positions = resume.positions if resume else {}
+    loggers = logs.build_loggers(config, folder, positions, rows) if folder else []
     guard = NonFinite(config.training, data, folder)
     metrics = EpochMetrics(guard.refuse)
     options = config.training
@@ -161,6 +159,7 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
         row = summary.summary_row(config, data, result, len(history.rows), keeper.seconds)
         folders.add_to_summary(row)
         summary.write_results(row, folder)
+        (folder / folders.PREVIOUS).unlink(missing_ok=True)
         summary.report(config, built, data, result, log_path)
     return result
 
@@ -184,6 +183,8 @@ def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Itera
         raise
     except OSError as error:
         message = file_failure(error)
+        if keeper.folder is not None and not keeper.folder.is_dir():
+            message = f"{keeper.folder}: it has vanished: was it moved or deleted meanwhile?"
         if message is None:
             raise
         raise ProjectError(message + go_on(keeper)) from error

@@ -78,8 +78,12 @@ class Checkpoints(Checkpoint):
         # Only now: Lightning has just put its own handlers there.
         self.interruption.defer()
         early = trainer.early_stopping_callback
-        if isinstance(early, EarlyStopping) and early.wait_count >= early.patience:
-            trainer.should_stop = True  # as it had; more patience lets the run go on
+        if isinstance(early, EarlyStopping):
+            # Its state has brought the old patience along. A run that had stopped stays so; more
+            # patience lets it go on.
+            early.patience = self.options.early_stopping_patience
+            if early.wait_count >= early.patience:
+                trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -245,17 +247,22 @@ def start_logging(path: Path | None) -> None:
     """Sends the project's log to the console and, with the times, to a file.
 
     Args:
-        path: the log file; None on processes other than the first, which stay silent.
+        path: the log file; None where there is none yet, which keeps the messages until there is,
+            and on processes other than the first, which stay silent.
     """
+    kept = [r for h in log.handlers if isinstance(h, MemoryHandler) for r in h.buffer]
     stop_logging()
     # Lightning's remarks on devices and its tips are not about this run.
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(True)
     warnings_log = logging.getLogger("py.warnings")
     warnings_log.propagate = False
     warnings_log.handlers.clear()
     if path is None:
-        log.addHandler(logging.NullHandler())
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        keeping = MemoryHandler(1000, flushLevel=sys.maxsize)
+        log.addHandler(keeping if first else logging.NullHandler())
         warnings_log.addHandler(logging.NullHandler())
         return
     file = logging.FileHandler(path, encoding="utf-8")
@@ -263,3 +270,5 @@ def start_logging(path: Path | None) -> None:
     log.addHandler(file)
     warnings_log.addHandler(file)
     start_console()
+    for record in kept:
+        log.handle(record)

@@ -30,6 +30,7 @@ from lightning.pytorch.profilers import (
 from mlops_project.config import Config, TrainingConfig
 from mlops_project.errors import InputError
 from mlops_project.training import folders
+from mlops_project.training.batch_norm import SyncedBatchNorm
 from mlops_project.training.checkpoints import AtomicCheckpointIO
 from mlops_project.training.finetuning import Unfreezing, freezes
 from mlops_project.training.processes import START_SECONDS, WatchedDDP, WatchedFSDP
@@ -66,10 +67,14 @@ def build_trainer(
     if options.ema_decay:
         callbacks.append(WeightAveraging(avg_fn=average(options.ema_decay)))
     bar = _progress_bar(options) if folder is not None else None
+    strategy = _strategy(options)
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if isinstance(strategy, WatchedDDP):
+        plugins.append(SyncedBatchNorm(options.process_timeout))
     return pl.Trainer(
         accelerator=options.accelerator,
         devices=_devices(options),
-        strategy=_strategy(options),
+        strategy=strategy,
         precision=_precision(options),
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=options.gradient_clip_val,
@@ -82,7 +87,7 @@ def build_trainer(
         log_every_n_steps=options.log_every_n_steps,
         callbacks=[*callbacks, bar] if bar else callbacks,
         logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
         default_root_dir=folders.LOGS,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

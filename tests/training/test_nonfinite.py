@@ -1,0 +1,122 @@
+"""Losses that are not finite: the run stops and says where, or skips the step and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from mlops_project import settings
+from mlops_project.errors import ProjectError
+from mlops_project.training.checkpoints import load_checkpoint
+from mlops_project.training.module import LesionClassifier
+from mlops_project.training.run import Result, train
+
+RUN = Path("models/baseline_cnn/version_0")
+SMALL = (
+    *("data.image_size=32", "data.batch_size=16", "training.max_epochs=2"),
+    *("training.lr_scheduler=none", "training.checkpoint_every_n_steps=1"),
+)
+
+
+@pytest.fixture
+def train_here(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    cache = f"data.cache={demo_folder.parent / 'cache'}"
+    return lambda *options: train(
+        settings.load([f"data.data_dir={demo_folder}", cache, *SMALL, *options])
+    )
+
+
+@pytest.fixture
+def overflow(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+    """Makes the input of these steps so large that the network's numbers overflow."""
+
+    def at(steps: set[int]) -> None:
+        prepare = LesionClassifier.on_after_batch_transfer
+
+        def overflowing(self: Any, batch: Any, dataloader_idx: int) -> Any:
+            images, *rest = prepare(self, batch, dataloader_idx)
+            hit = self.trainer.training and self.trainer.global_step in steps
+            return images * 1e38 * 1e38 if hit else images, *rest
+
+        monkeypatch.setattr(LesionClassifier, "on_after_batch_transfer", overflowing)
+
+    return at
+
+
+def test_a_diverging_run_stops_and_names_all_that_helps(train_here: Any, tmp_path: Path) -> None:
+    with pytest.raises(ProjectError) as caught:
+        train_here("training.optimizer=sgd", "training.learning_rate=1e18")
+    message = str(caught.value)
+    assert caught.value.exit_code == 1
+    assert "not finite" in message
+    assert "learning rate 1e+18" in message
+    assert "SYN_" in message
+    assert "training.gradient_clip_val" in message
+    for path in (RUN / "checkpoints").glob("*.ckpt"):
+        state = load_checkpoint(path)["state_dict"]
+        assert all(v.isfinite().all() for v in state.values() if v.is_floating_point())
+        assert str(path) in message
+
+
+def test_the_run_stops_at_the_step_with_its_images_and_goes_on_from_the_one_before(
+    train_here: Any, overflow: Callable[[set[int]], None]
+) -> None:
+    overflow({3})
+    with pytest.raises(ProjectError, match="the loss of step 4 is not finite") as caught:
+        train_here()
+    last = RUN / "checkpoints/last.ckpt"
+    assert f"Last good checkpoint: {last}" in str(caught.value)
+    assert load_checkpoint(last)["global_step"] == 3
+    split = pd.read_csv(RUN / "split.csv").set_index("image_id")["split"]
+    named = [word.strip(",.") for word in str(caught.value).split() if word.startswith("SYN_")]
+    assert len(named) == 8
+    assert {split[name] for name in named} == {"train"}
+
+
+def test_a_skipped_step_changes_nothing_and_is_counted(
+    train_here: Any, overflow: Callable[[set[int]], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    overflow({4})
+    result: Result = train_here("training.on_nonfinite=skip", "training.max_epochs=1")
+    assert "gradients of step 5 are not finite: skipped (1 of at most 10)" in capfd.readouterr().out
+    last = load_checkpoint(RUN / "checkpoints/last.ckpt")
+    assert last["callbacks"]["NonFinite"] == {"skipped": 1}
+    before = load_checkpoint(RUN / "checkpoints/last.ckpt")["state_dict"]
+    assert all(v.isfinite().all() for v in before.values() if v.is_floating_point())
+    assert result.best["train_loss"] > 0
+    # The last of the epoch's five steps was skipped: the one before it is all that is saved.
+    shorter: Result = train_here("training.limit_train_batches=4", "training.max_epochs=1")
+    assert shorter.folder is not None
+    four = load_checkpoint(shorter.folder / "checkpoints/last.ckpt")["state_dict"]
+    for name, value in four.items():
+        if "num_batches_tracked" not in name:
+            assert torch.equal(value, before[name]), name
+
+
+def test_skipping_has_an_end(train_here: Any, overflow: Callable[[set[int]], None]) -> None:
+    overflow(set(range(1, 100)))
+    with pytest.raises(ProjectError, match="after 2 skipped steps"):
+        train_here("training.on_nonfinite=skip", "training.max_skipped_steps=2")
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    train_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overflow in the backward pass alone: the loss of its step is still finite."""
+    backward = LesionClassifier.on_after_backward
+
+    def overflowing(self: Any) -> None:
+        backward(self)
+        if self.trainer.global_step == 3:
+            next(p for p in self.parameters() if p.grad is not None).grad.fill_(torch.inf)
+
+    monkeypatch.setattr(LesionClassifier, "on_after_backward", overflowing)
+    with pytest.raises(ProjectError, match="not finite after step 4"):
+        train_here()
+    assert load_checkpoint(RUN / "checkpoints/last.ckpt")["global_step"] == 3

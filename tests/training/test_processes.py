@@ -1,0 +1,176 @@
+"""Two processes that train together: they give what one gives, and none outlives the other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+SMALL: tuple[str, ...] = (
+    "data.image_size=32",
+    "training.accelerator=cpu",
+    "training.process_timeout=5",
+)
+TWO = ("training.devices=2", "data.batch_size=8")
+# A program that trains, but for a fault in the second process at its third step
+FAULTY = """
+import os, time
+from mlops_project.training.module import LesionClassifier
+
+step = LesionClassifier.training_step
+
+def faulty_step(self, batch, batch_idx):
+    if self.trainer.global_step == 2 and os.environ.get("LOCAL_RANK", "0") == "{rank}":
+        {fault}
+    return step(self, batch, batch_idx)
+
+LesionClassifier.training_step = faulty_step
+
+if __name__ == "__main__":
+    from mlops_project.command_line import run_command
+    from mlops_project.train import main
+
+    run_command(main)
+"""
+
+
+def run_faulty(folder: Path, data: Path, fault: str, rank: int = 1) -> tuple[int, str, float]:
+    """Runs the program; its exit code, output, and the seconds that it took after the fault."""
+    program = folder / "faulty.py"
+    fault = f"open('at', 'w').close(); {fault}"
+    program.write_text(FAULTY.format(rank=rank, fault=fault))
+    process = subprocess.Popen(
+        [sys.executable, str(program), f"data.data_dir={data}", *SMALL, *TWO],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    output, _ = process.communicate(timeout=200)
+    seconds = time.time() - (folder / "at").stat().st_mtime
+    left = [p.pid for p in psutil.process_iter() if in_session(p.pid, process.pid)]
+    assert not left, "a process is left running"
+    return process.returncode, output, seconds
+
+
+def in_session(pid: int, session: int) -> bool:
+    try:
+        return os.getsid(pid) == session
+    except ProcessLookupError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("raise KeyError('a bug of the second process')", "a bug of the second process"),
+        ("os.kill(os.getpid(), 9)", "process 1 has ended: killed by SIGKILL"),
+        ("time.sleep(1000)", "faulty_step"),
+        ("os.kill(os.getpid(), 19)", "process 1 does not answer; it was stopped"),
+    ],
+    ids=["raises", "killed", "hangs", "stopped"],
+)
+def test_a_process_that_fails_ends_the_job_with_its_own_error(
+    fault: str, told: str, demo_folder: Path, tmp_path: Path
+) -> None:
+    code, output, seconds = run_faulty(tmp_path, demo_folder, fault)
+    assert code == 1, output
+    assert told in output
+    assert "error: process 1" in output
+    assert seconds < 60
+    log = next((tmp_path / "logs").glob("*.log")).read_text()
+    assert told in log, "whoever reads the log finds it as well"
+
+
+@pytest.mark.parametrize(
+    "fault", ["time.sleep(1000)", "os.kill(os.getpid(), 9)"], ids=["hangs", "killed"]
+)
+def test_no_process_outlives_the_first_one(fault: str, demo_folder: Path, tmp_path: Path) -> None:
+    code, output, seconds = run_faulty(tmp_path, demo_folder, fault, rank=0)
+    assert code in (1, -9), output
+    assert seconds < 60
+
+
+def test_two_processes_train_as_one_does_with_the_batches_of_both(
+    demo_folder: Path, tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    # Sizes that do not divide: 81 images in batches of 12, and of 6 for each of two processes
+    options: tuple[str, ...] = (f"data.data_dir={demo_folder}", *SMALL, "training.max_epochs=1")
+    options += ("model.dropout_rate=0", "training.optimizer=sgd", "training.learning_rate=0.001")
+    one = run("train.py", *options, "data.batch_size=12")
+    assert one.returncode == 0, one.stdout + one.stderr
+    two = run("train.py", *options, "training.devices=2", "data.batch_size=6")
+    assert two.returncode == 0, two.stdout + two.stderr
+    folders = [tmp_path / f"models/baseline_cnn/version_{n}" for n in (0, 1)]
+    tables = [pd.read_csv(folder / "metrics.csv").iloc[0] for folder in folders]
+    assert tables[0]["step"] == tables[1]["step"]
+    for name in ("train_loss", "val_loss"):
+        assert tables[1][name] == pytest.approx(tables[0][name], rel=1e-4), name
+    weights = [
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in folders
+    ]
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-3), name
+    assert len(list((tmp_path / "logs").glob("*.log"))) == 2, "the second process keeps silent"
+
+
+@pytest.mark.parametrize("images_left", [0, 1, 3])
+def test_two_processes_measure_exactly_what_one_measures(
+    images_left: int,
+    demo_folder: Path,
+    tmp_path: Path,
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """A run of two processes goes on with one, and the other way round, without a single step."""
+    batch = 20 - images_left or 20  # 20 validation images: 1, 2 or 2 batches for two processes
+    options: tuple[str, ...] = (f"data.data_dir={demo_folder}", *SMALL, "training.max_epochs=1")
+    options += ("training.learning_rate=1e-30", "training.weight_decay=0", "seed=3")
+    options += ("training.limit_train_batches=1", "data.augment=false", f"data.batch_size={batch}")
+    for devices in ("1", "2"):
+        done = run("train.py", *options, f"training.devices={devices}", "model.dropout_rate=0")
+        assert done.returncode == 0, done.stdout + done.stderr
+    tables = [
+        pd.read_csv(tmp_path / f"models/baseline_cnn/version_{n}/metrics.csv").iloc[0]
+        for n in (0, 1)
+    ]
+    assert tables[0]["val_auroc"] == pytest.approx(tables[1]["val_auroc"], abs=1e-9)
+
+
+def test_ctrl_c_in_a_terminal_ends_both_processes_in_good_order(
+    demo_folder: Path, tmp_path: Path, command: Callable[..., list[str]]
+) -> None:
+    words = command("train.py", f"data.data_dir={demo_folder}", *SMALL, *TWO)
+    process = subprocess.Popen(
+        [*words, "training.max_epochs=1000", "training.early_stopping_patience=0"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch 2/"):
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            break
+    lines += process.stdout.readlines()
+    output = "".join(lines)
+    assert process.wait(timeout=60) == 130, output
+    assert "Traceback" not in output
+    assert output.count("To go on") == 1
+    assert not [p.pid for p in psutil.process_iter() if in_session(p.pid, process.pid)]
+    last = tmp_path / "models/baseline_cnn/version_0/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] >= 10

@@ -1,0 +1,263 @@
+"""Which run goes on, from where, with which settings, and what its files hold afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from mlops_project import settings
+from mlops_project.errors import InputError
+from mlops_project.training.checkpoints import load_checkpoint
+from mlops_project.training.folders import new_run_folder
+from mlops_project.training.run import Result, train
+
+Train = Callable[..., Result]
+RUN = Path("models/baseline_cnn/version_0")
+LAST = RUN / "checkpoints/last.ckpt"
+BASE = (
+    "data.image_size=32",
+    "data.batch_size=16",
+    "training.lr_scheduler=none",
+    "training.log_every_n_steps=1",
+    "training.save_top_k=2",
+)
+
+
+@pytest.fixture
+def train_here(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Trains with a command line's arguments, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    cache = f"data.cache={demo_folder.parent / 'cache'}"
+
+    def run(*arguments: str, plain: bool = False) -> Result:
+        words = [*arguments] if plain else [f"data.data_dir={demo_folder}", cache, *BASE]
+        words += [] if plain else arguments
+        return train(settings.load(words), settings.given(words))
+
+    return run
+
+
+def epochs_of(folder: Path = RUN) -> list[int]:
+    return pd.read_csv(folder / "metrics.csv")["epoch"].tolist()
+
+
+def scalars(folder: Path) -> list[tuple[str, int]]:
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return sorted(
+        (value.tag, event.step)
+        for path in folder.glob("events.out.tfevents.*")
+        for event in EventFileLoader(str(path)).Load()
+        for value in event.summary.value
+        if value.tag.startswith(("train_", "val_", "test_", "learning_rate"))
+    )
+
+
+def unfinish() -> None:
+    """As if the run had been killed just before its end."""
+    (RUN / "results.json").unlink()
+
+
+def test_a_checkpoint_brings_its_settings_along(train_here: Train) -> None:
+    train_here("training.max_epochs=1", "training.learning_rate=0.0005", "model.num_classes=7")
+    result = train_here(
+        f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2", plain=True
+    )
+    assert result.folder == RUN
+    assert epochs_of() == [0, 1]
+    config = load_checkpoint(LAST)["mlops_project"]["config"]
+    assert config["training"]["learning_rate"] == 0.0005
+    assert config["model"]["num_classes"] == 7
+    assert config["training"]["max_epochs"] == 2
+
+
+def test_a_changed_setting_is_named_and_refused_unless_it_is_allowed(
+    train_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here("training.max_epochs=1")
+    before = LAST.read_bytes()
+    resume = (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2")
+    for changed in ("model.learning_rate=0.5", "data.mixup=0.2", "seed=43", "model=resnet"):
+        name = {"model.learning_rate=0.5": "learning_rate", "model=resnet": "model.name"}
+        with pytest.raises(InputError, match=name.get(changed, changed.split("=")[0])) as caught:
+            train_here(*resume, changed, plain=True)
+        assert "allow_changes=true" in str(caught.value)
+        assert len(str(caught.value).splitlines()) <= 3
+    assert LAST.read_bytes() == before
+    assert epochs_of() == [0]
+    free = ("training.early_stopping_patience=3", "data.num_workers=1", "wandb.project=other")
+    train_here(*resume, *free, plain=True)
+    assert epochs_of() == [0, 1]
+    train_here(
+        f"training.resume_from_checkpoint={LAST}",
+        *("training.max_epochs=3", "model.learning_rate=0.0005", "training.allow_changes=true"),
+        plain=True,
+    )
+    rates = pd.read_csv(RUN / "metrics.csv")["learning_rate"].tolist()
+    assert rates == [0.001, 0.001, 0.0005]
+
+
+def test_a_run_is_not_made_shorter(train_here: Train) -> None:
+    train_here("training.max_epochs=2")
+    for allow in ("false", "true"):
+        with pytest.raises(InputError, match="max_epochs"):
+            train_here(
+                f"training.resume_from_checkpoint={LAST}",
+                *("training.max_epochs=1", f"training.allow_changes={allow}"),
+                plain=True,
+            )
+
+
+def test_going_back_to_an_earlier_checkpoint_leaves_no_gap_and_no_double(
+    train_here: Train, tmp_path: Path
+) -> None:
+    train_here("training.max_epochs=3")
+    table = Path("logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
+    whole = [(RUN / "metrics.csv").read_bytes(), table.read_bytes(), scalars(RUN)]
+    kept = sorted(p.name for p in LAST.parent.iterdir())
+    first = next(p for p in sorted(LAST.parent.glob("epoch=*")))
+    train_here(f"training.resume_from_checkpoint={first}", plain=True)
+    assert [(RUN / "metrics.csv").read_bytes(), table.read_bytes(), scalars(RUN)] == whole
+    assert sorted(p.name for p in LAST.parent.iterdir()) == kept
+    steps = [step for tag, step in scalars(RUN) if tag == "train_loss_step"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(pd.read_csv("reports/training_metrics.csv")) == 1
+
+
+def test_a_finished_run_only_repeats_its_test(train_here: Train) -> None:
+    first = train_here("training.max_epochs=1")
+    weights = load_checkpoint(LAST)["state_dict"]
+    again = train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
+    assert again.test == first.test
+    assert again.best == first.best
+    after = load_checkpoint(LAST)["state_dict"]
+    assert all(torch.equal(after[name], weights[name]) for name in weights)
+    results = json.loads((RUN / "results.json").read_text())
+    assert results["test_loss"] == first.test["test_loss"]
+    assert not (RUN / "previous.ckpt").exists()
+
+
+def test_a_run_that_has_stopped_early_stays_so_unless_it_is_given_more_patience(
+    train_here: Train,
+) -> None:
+    options = ("training.learning_rate=1e-30", "training.monitor_metric=val_accuracy")
+    train_here(*options, "training.max_epochs=9", "training.early_stopping_patience=1")
+    assert len(epochs_of()) == 2
+    train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
+    assert len(epochs_of()) == 2
+    train_here(
+        f"training.resume_from_checkpoint={LAST}", "training.early_stopping_patience=2", plain=True
+    )
+    assert len(epochs_of()) == 3
+
+
+def test_auto_starts_anew_where_nothing_is_unfinished(
+    train_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    auto = ("training.max_epochs=1", "training.resume_from_checkpoint=auto")
+    train_here(*auto)
+    assert "starting a new one" in capfd.readouterr().out
+    result = train_here(*auto)
+    assert result.folder == RUN.with_name("version_1"), "the first one is finished"
+
+
+def test_auto_goes_on_with_the_newest_unfinished_run_that_has_these_settings(
+    train_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here("training.max_epochs=1")
+    unfinish()
+    train_here("training.max_epochs=1", "data.mixup=0.2")  # version_1, other settings
+    RUN.with_name("version_1").joinpath("results.json").unlink()
+    new_run_folder("baseline_cnn")  # version_2, killed before its first checkpoint
+    capfd.readouterr()
+    auto = "training.resume_from_checkpoint=auto"
+    result = train_here("training.max_epochs=2", auto)
+    assert result.folder == RUN
+    assert epochs_of() == [0, 1]
+    assert f"going on from {LAST}" in capfd.readouterr().out
+
+
+def test_auto_leaves_a_run_alone_that_another_process_is_training(train_here: Train) -> None:
+    train_here("training.max_epochs=1")
+    unfinish()
+    program = (
+        "from pathlib import Path; from mlops_project.training.folders import hold;"
+        f"hold(Path('{RUN}')); print('held', flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match="another process is training"):
+        train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
+    result = train_here("training.max_epochs=1", "training.resume_from_checkpoint=auto")
+    assert result.folder == RUN.with_name("version_1")
+    other.communicate("go")
+    again = train_here("training.max_epochs=1", "training.resume_from_checkpoint=auto")
+    assert again.folder == RUN
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_auto_passes_over_a_damaged_checkpoint(
+    damage: bytes | None, train_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here("training.max_epochs=2", "training.save_top_k=1")
+    whole = (RUN / "metrics.csv").read_bytes()
+    unfinish()
+    content = bytearray(LAST.read_bytes())
+    content[len(content) // 2] ^= 1
+    LAST.write_bytes(content if damage is None else damage)
+    result = train_here(
+        *("training.max_epochs=2", "training.save_top_k=1"),
+        "training.resume_from_checkpoint=auto",
+    )
+    assert result.folder == RUN
+    assert "last.ckpt is damaged: going on from" in capfd.readouterr().out
+    assert (RUN / "metrics.csv").read_bytes() == whole
+    assert load_checkpoint(LAST)["epoch"] == 1
+
+
+def test_other_images_are_refused(train_here: Train, demo_folder: Path, tmp_path: Path) -> None:
+    train_here("training.max_epochs=1")
+    other = tmp_path / "other"
+    shutil.copytree(demo_folder, other)
+    table = next(other.glob("HAM10000_metadata*"))
+    table.write_text("\n".join(table.read_text().splitlines()[:-9]) + "\n")
+    moved = tmp_path / "moved"
+    shutil.copytree(demo_folder, moved)
+    resume = (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2")
+    with pytest.raises(InputError, match="have changed"):
+        train_here(*resume, f"data.data_dir={other}", plain=True)
+    train_here(*resume, f"data.data_dir={moved}", plain=True)  # the same ones, elsewhere
+    assert epochs_of() == [0, 1]
+
+
+def test_a_checkpoint_of_an_earlier_version_starts_a_new_run_at_best(train_here: Train) -> None:
+    train_here("training.max_epochs=1")
+    checkpoint = load_checkpoint(LAST)
+    checkpoint["mlops_project"]["format"] = 1
+    torch.save(checkpoint, LAST)
+    with pytest.raises(InputError, match=f"model.init_from={LAST}"):
+        train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
+    result = train_here(f"model.init_from={LAST}", "training.max_epochs=1")
+    assert result.folder == RUN.with_name("version_1")
+
+
+def test_weights_and_biases_goes_on_with_the_same_run(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    train_here("training.max_epochs=1", "wandb.enabled=true")
+    train_here(f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2", plain=True)
+    runs = sorted(path.name for path in Path("wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(runs) == 2
+    assert len(set(runs)) == 1
