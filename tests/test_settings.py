@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def values_of(key: settings.Key) -> st.SearchStrategy[Any]:
         "bool": lambda: st.booleans(),
         "int": lambda: st.integers(low, 10**9 if high is None else high),
         "float": lambda: st.floats(low, high, allow_nan=False, allow_infinity=False),
-        "str": lambda: st.text(min_size=1),
+        "str": lambda: st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1),
     }[kind]()
     values = values.filter(lambda v: v not in (*inside, "~") and str(v).lower() not in NOTHING)
     if facts["choices"]:
@@ -296,3 +297,35 @@ def test_a_variant_names_its_model_and_image_size(arguments: str, name: str, siz
 )
 def test_a_multirun_is_every_combination(arguments: list[str], key: str, values: list[Any]) -> None:
     assert [attrgetter(key)(settings.load(job)) for job in settings.expand(arguments)] == values
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (b"a: &a [1]\nb: *a\n", "aliases"),  # of aliases of aliases, they fill the memory
+        ("é: 1\n".encode("latin-1"), "not text in UTF-8"),
+        (b"[" * 5000, "nested too deeply"),
+        (b"max_epochs: !!python/object/apply:os.getpid []\n", "could not determine a constructor"),
+        (b"1: 2\n", "training.1: unknown setting"),
+    ],
+)
+def test_a_file_of_settings_that_is_none_is_refused(
+    lines: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(settings.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(settings, "CONFIGS", tmp_path / "configs")
+    (tmp_path / "configs" / "training" / "default.yaml").write_bytes(lines)
+    with pytest.raises(InputError, match=reason) as caught:
+        settings.load([])
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_multirun_without_end_is_refused() -> None:
+    with pytest.raises(InputError, match="runs are more than 10,000"):
+        settings.expand(["seed=range(0,99999999)", "model=resnet,timm"])
+
+
+@pytest.mark.parametrize("damaged", [None, 3, [1], {"model": 3}, {"seed": "x"}])
+def test_damaged_settings_of_a_checkpoint_are_refused(damaged: Any) -> None:
+    with pytest.raises(InputError):
+        settings.from_container(damaged)

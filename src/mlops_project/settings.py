@@ -12,6 +12,7 @@ import math
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,9 +21,12 @@ from typing import Any
 from mlops_project.config import Config
 from mlops_project.errors import InputError
 from mlops_project.models.variants import check_model_settings, default_image_size, family_of
+from mlops_project.printable import printable
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "training", "wandb", "experiment")
+MAX_RUNS = 10_000  # of a multirun
+MAX_FILE_BYTES = 2**20  # of a file of configs/
 _NONE = ("null", "none", "~", "")
 _FOLLOWED = {"model.learning_rate", "model.weight_decay"}
 
@@ -184,11 +188,17 @@ def to_container(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_container(container: dict[str, Any]) -> Config:
-    """The settings of a checkpoint: keys of another version are dropped, missing ones default."""
+def from_container(container: Any) -> Config:
+    """The settings of a checkpoint: keys of another version are dropped, missing ones default.
+
+    Raises:
+        InputError: they are none, or have values that are not allowed.
+    """
     merged = to_container(Config())
 
-    def fill(target: dict[str, Any], source: dict[str, Any]) -> None:
+    def fill(target: dict[str, Any], source: Any) -> None:
+        if not isinstance(source, dict):
+            raise InputError("the checkpoint's settings are damaged: a group of them is none")
         for name in target.keys() & source.keys():
             if isinstance(target[name], dict):
                 fill(target[name], source[name])
@@ -222,7 +232,7 @@ def _quoted(override: str) -> str:
         return override
     try:
         OverridesParser.create().parse_override(override)
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):
         if value.startswith("[") and value.endswith("]"):
             items = [item.strip().strip("'\"") for item in value[1:-1].split(",")]
             return f"{name}=[{','.join(map(_in_quotes, items))}]"
@@ -240,26 +250,34 @@ def _checked_override(override: str) -> tuple[str, str]:
     """(key, value) of an override whose key exists."""
     if "=" not in override:
         near = _suggestion(override.lstrip("-+~"))
-        raise InputError(f"{override}: not understood; settings are written KEY=VALUE{near}")
+        raise InputError(
+            f"{printable(override)}: not understood; settings are written KEY=VALUE{near}"
+        )
     name, _, value = override.partition("=")
     name = name.strip().lstrip("+")
     if name.startswith("~"):
-        raise InputError(f"{override}: a setting cannot be removed; {name[1:]}=VALUE changes it")
+        raise InputError(
+            f"{printable(override)}: a setting cannot be removed; "
+            f"{printable(name[1:])}=VALUE changes it"
+        )
     if name in GROUPS:
         choices = sorted(p.stem for p in (CONFIGS / name).glob("*.yaml"))
         plain = value.strip("'\" ")
         if "," in plain:
             raise InputError(_several(name, value))
         if plain not in choices and not (name == "experiment" and plain in _NONE):
-            close = difflib.get_close_matches(plain, choices, 1, 0.4)
+            close = difflib.get_close_matches(plain[:100], choices, 1, 0.4)
             hint = f"; did you mean {name}={close[0]}?" if close else ""
             raise InputError(
-                f"{name}={plain}: no such file in configs/{name}/{hint}\n"
+                f"{name}={printable(plain)}: no such file in configs/{name}/{hint}\n"
                 f"Known: {', '.join(choices)}"
             )
         return name, value
     if name not in keys():
-        raise InputError(f"{name}: unknown setting{_suggestion(name)}\n(--help lists all of them)")
+        raise InputError(
+            f"{printable(name or override)}: unknown setting{_suggestion(name)}\n"
+            "(--help lists all of them)"
+        )
     return name, _checked_value(keys()[name], value)
 
 
@@ -286,11 +304,14 @@ def _checked_value(key: Key, value: str) -> str:
 
 
 def _several(name: str, value: str) -> str:
-    return f"{name}={value}: several values need -m (one run for each), or quotes if it is one text"
+    return (
+        f"{name}={printable(value)}: several values need -m (one run for each), "
+        "or quotes if it is one text"
+    )
 
 
 def _suggestion(name: str) -> str:
-    known = [*keys(), *GROUPS]
+    known, name = [*keys(), *GROUPS], name[:100]
     last = name.rsplit(".", 1)[-1]
     same = [k for k in known if k.rsplit(".", 1)[-1] == last]
     near = same or difflib.get_close_matches(name, known, 1, 0.6)
@@ -305,11 +326,11 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
+    files = [path for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
+    for path in [CONFIGS / "train.yaml", *files]:
+        _check_file(path)
     # The defaults alone: types are checked by `_typed`, whose messages name the range.
     ConfigStore.instance().store(name="schema", node=to_container(Config()))
     GlobalHydra.instance().clear()
@@ -317,26 +338,56 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = compose("train", overrides=overrides)
         return typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise InputError(" ".join(lines[:3])) from error
+    except Exception as error:  # Hydra runs on the user's text alone, and raises nearly anything
+        raise InputError(_reason(error)) from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuses a file of settings that is none, before Hydra reads it."""
+    import yaml
+
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES or not path.is_file():
+            raise InputError(f"{path}: not a file of settings")
+        text = path.read_text(encoding="utf-8")
+        # An alias of aliases of aliases is a file of a kilobyte that fills the memory.
+        aliases = "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text in UTF-8 ({error.reason})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as YAML: {_reason(error)}") from error
+    if aliases:
+        raise InputError(f"{path}: aliases (*name) are not supported: write the value out")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "the settings are nested too deeply: look for a long row of brackets"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(" ".join(lines[:3]), 400) or type(error).__name__
 
 
 def _typed(container: dict[str, Any]) -> Config:
     """Checks every value and builds the dataclasses."""
 
-    def build(schema: Any, values: dict[str, Any], prefix: str) -> Any:
+    def build(schema: Any, values: Any, prefix: str) -> Any:
         hints = typing.get_type_hints(schema)
-        unknown = values.keys() - hints.keys()
+        if not isinstance(values, dict):
+            said = printable(_shown(values))
+            raise InputError(f"{prefix.rstrip('.')}={said}: must be settings, each KEY: VALUE")
+        unknown = [str(name) for name in values if name not in hints]
         if unknown:
             name = prefix + min(unknown)
-            raise InputError(f"{name}: unknown setting{_suggestion(name)}")
+            raise InputError(f"{printable(name)}: unknown setting{_suggestion(name)}")
         arguments = {}
         for field, hint in hints.items():
             if dataclasses.is_dataclass(hint):
-                arguments[field] = build(hint, values[field] or {}, f"{prefix}{field}.")
+                arguments[field] = build(hint, values.get(field) or {}, f"{prefix}{field}.")
             else:
-                arguments[field] = convert(keys()[prefix + field], values[field])
+                key = keys()[prefix + field]
+                arguments[field] = convert(key, values.get(field, key.default))
         return schema(**arguments)
 
     return build(Config, container, "")
@@ -361,12 +412,13 @@ def convert(key: Key, value: Any) -> Any:
         return "none"
     if facts["choices"]:
         near = difflib.get_close_matches(
-            _shown(value), [_shown(c) for c in facts["choices"]], 1, 0.5
+            _shown(value)[:100], [_shown(c) for c in facts["choices"]], 1, 0.5
         )
         hint = f"; did you mean {near[0]}?" if near else ""
         if len(facts["choices"]) == 1:
             hint = f": {facts['meaning']}"
-        raise InputError(f"{key.name}={_shown(value)}: must be {key.expected}{hint}")
+        said = printable(_shown(value))
+        raise InputError(f"{key.name}={said}: must be {key.expected}{hint}")
     if isinstance(value, str) and value.lower() in facts["words"]:
         return value.lower()
     if key.kind.startswith("list of "):
@@ -376,7 +428,7 @@ def convert(key: Key, value: Any) -> Any:
 
 
 def _scalar(key: Key, kind: str, value: Any) -> Any:
-    wrong = InputError(f"{key.name}={_shown(value)}: must be {key.expected}")
+    wrong = InputError(f"{key.name}={printable(_shown(value))}: must be {key.expected}")
     if kind == "bool":
         if isinstance(value, bool):
             return value
@@ -386,12 +438,15 @@ def _scalar(key: Key, kind: str, value: Any) -> Any:
     if kind == "str":
         if isinstance(value, (dict, list)) or value is None:
             raise wrong
-        return value if isinstance(value, str) else _shown(value)
+        text = _shown(value) if not isinstance(value, str) else value
+        if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+            raise InputError(f"{key.name}={printable(text)}: it has a control character")
+        return text
     if isinstance(value, (bool, dict, list)) or value is None:
         raise wrong
     try:
         number = float(value)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, TypeError):
         raise wrong from None
     facts = key.facts
     if (
@@ -420,21 +475,38 @@ def _shown(value: Any) -> str:
         return value.lower()
     if isinstance(value, list):
         return "[" + ",".join(map(_shown, value)) + "]"
-    return str(value)
+    try:
+        return str(value)
+    except (ValueError, RecursionError):  # Python writes no numbers of more than 4300 digits
+        return f"({type(value).__name__})"
 
 
 def expand(arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of each run of a multirun: `a=1,2 b=3` is two runs."""
+    """The overrides of each run of a multirun: `a=1,2 b=3` is two runs.
+
+    Raises:
+        InputError: not understood, or more than `MAX_RUNS` runs.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
 
-    texts = normalise(arguments)
+    texts, runs = normalise(arguments), 1.0
     try:
         overrides = OverridesParser.create().parse_overrides(texts)
+        for value in (override.value() for override in overrides):
+            if isinstance(value, ChoiceSweep):
+                runs *= len(value.list)
+            elif isinstance(value, RangeSweep):
+                start, stop = float(value.start or 0), float(value.stop or 0)
+                runs *= max(0.0, (stop - start) / float(value.step))
+        if runs > MAX_RUNS:
+            raise InputError(f"{runs:,.0f} runs are more than {MAX_RUNS:,}: give fewer values")
         batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    except HydraException as error:
-        raise InputError(str(error).splitlines()[0]) from error
+    except InputError:
+        raise
+    except Exception as error:  # as in `_compose`
+        raise InputError(_reason(error)) from error
     return [list(job) for batch in batches for job in batch]
 
 

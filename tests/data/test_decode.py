@@ -191,3 +191,15 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(as_file: AsFile) 
     for data in (jpeg, png):
         with pytest.raises(UnreadableImage, match="pixels"):
             decode(bytes(data), SIDE)
+
+
+def test_a_format_that_starts_other_programs_is_not_read(as_file: AsFile) -> None:
+    with pytest.raises(UnreadableImage, match="not an image of a known format"):
+        decode(as_file(12, "EPS"), SIDE)
+
+
+def test_a_jpeg_of_endless_scans_is_refused(as_file: AsFile) -> None:
+    whole = as_file(12, progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    with pytest.raises(UnreadableImage, match="more than 100 scans"):
+        decode(whole[:last] + whole[last:-2] * 101 + whole[-2:], SIDE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def test_a_table_without_images_or_images_without_a_table(tmp_path: Path) -> Non
         ("image_id,lesion_id,diagnosis\nISIC_1,HAM_1,mel\n", "no column 'dx'; its columns are"),
         ("name,lesion,kind\nISIC_1,HAM_1,mel\n", "no column 'image_id', 'dx'"),
         ("image_id,dx,DX\nISIC_1,mel,nv\n", "columns that occur twice: dx"),
+        ("image_id,dx\nISIC_1,mel,nv\n", "more cells than its header"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not a text table"),
         ('image_id,lesion_id,dx\nISIC_1,HAM_1,"mel\n', "not a readable table"),
     ],
@@ -124,6 +126,20 @@ def test_images_that_are_all_missing(tmp_path: Path) -> None:
     message = _refusal(_plain(tmp_path / "ham", images=("IMG_1", "IMG_2")))
     assert "none of the 3 images in the table exists (2 images found" in message
     assert "'ISIC_1'" in message
+
+
+def test_what_is_no_file_is_missing(tmp_path: Path) -> None:
+    folder = _plain(tmp_path / "ham", images=("ISIC_3",))
+    os.mkfifo(folder / "images" / "ISIC_1.jpg")  # reading it would wait forever
+    (folder / "images" / "ISIC_2.jpg").symlink_to("gone.jpg")
+    assert read_source(folder).missing == ("ISIC_1", "ISIC_2")
+
+
+def test_names_from_outside_cannot_steer_a_terminal_or_fill_it(tmp_path: Path) -> None:
+    (tmp_path / "\x1b[2J\n\udcff").touch()
+    assert "It holds: \\x1b[2J\\n\\udcff\n" in _refusal(tmp_path)
+    table = f"image_id,dx\n{'x' * 9999},mel\n{'x' * 9999},nv\n"
+    assert len(_refusal(_plain(tmp_path / "ham", table))) < 300
 
 
 def test_a_row_that_occurs_twice_counts_once(tmp_path: Path) -> None:

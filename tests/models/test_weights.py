@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,17 @@ def test_a_damaged_file_is_refused_wherever_it_ends(name: str, tmp_path: Path) -
     for content in (*(whole[:end] for end in ends), b"<title>Sign in</title>"):
         path.write_bytes(content)
         assert "damaged" in refusal(path)
+
+
+def test_a_file_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    torch.save(copy_of(network(1)), path)
+    with zipfile.ZipFile(path) as whole:
+        members = {info.filename: whole.read(info) for info in whole.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name, content in members.items():
+            bomb.writestr(name, content + bytes(2**20) * ("/data/" in name))
+    assert "unpack to more than its size" in refusal(path)
 
 
 def test_a_file_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from rich.text import Text
 from mlops_project.data.check import NAIVE_SPLITS, Report
 from mlops_project.data.diagnoses import DIAGNOSES, MALIGNANT
 from mlops_project.data.splits import SPLITS, UNUSED
+from mlops_project.printable import printable
 
 LISTED = 20
 STYLES = {"broken": "bold red", "warning": "yellow", "note": "cyan"}
@@ -37,16 +38,16 @@ def print_report(report: Report, console: Console) -> None:
         if finding.rows:
             listed = Table(*finding.columns)
             for row in finding.rows[:LISTED]:
-                listed.add_row(*map(Text, row))
-            console.print(Text(finding.found, "bold"))
+                listed.add_row(*map(_text, row))
+            console.print(_text(finding.found, "bold"))
             console.print(listed)
             if len(finding.rows) > LISTED:
                 console.print(f"and {len(finding.rows) - LISTED:,} more")
-    title = Text(f"Summary of {report.folder}")
+    title = _text(f"Summary of {report.folder}")
     summary = Table("", "found", "what to do", title=title, show_lines=True)
     for finding in findings:
         kind = Text(finding.kind, STYLES[finding.kind])
-        summary.add_row(kind, Text(finding.found), Text(finding.advice))
+        summary.add_row(kind, _text(finding.found), _text(finding.advice))
     console.print(summary)
     if report.broken:
         console.print("Broken: see above what to do, then check again.", style="bold red")
@@ -100,7 +101,7 @@ def _findings(report: Report) -> Iterator[_Finding]:
             f"Images with an unknown diagnosis: {sum(report.unknown.values()):,}",
             f"Correct or remove their rows, training refuses them. Known: {', '.join(DIAGNOSES)}",
             ("diagnosis", "images"),
-            [(dx or "(empty)", f"{n:,}") for dx, n in report.unknown.items()],
+            [(printable(dx or "(empty)"), f"{n:,}") for dx, n in report.unknown.items()],
         )
     if report.duplicates:
         yield _Finding(
@@ -168,6 +169,11 @@ def _findings(report: Report) -> Iterator[_Finding]:
             f"training shows their lesions too (mean of {NAIVE_SPLITS} random splits {fractions})",
             "Nothing: the splits made here keep lesions whole.",
         )
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Without markup, and without what a name from outside could do to a terminal."""
+    return Text("\n".join(printable(line, 300) for line in text.split("\n")), style)
 
 
 def _some(values: pd.Series) -> str:

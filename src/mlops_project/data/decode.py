@@ -9,8 +9,11 @@ from functools import cache
 
 import numpy as np
 
-# Larger than any camera's picture; what claims to be larger is a decompression bomb.
-MAX_PIXELS = 178_956_970  # where Pillow refuses as well
+# Larger than any dermatoscope's picture; what claims to be larger is a decompression bomb.
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn of one
+MAX_SCANS = 100  # of a progressive JPEG; cameras write 10, and each may take as long as an image
+# The formats of photographs. Pillow knows more, among them some that start other programs (EPS).
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 
 
 class UnreadableImage(ValueError):
@@ -25,7 +28,7 @@ def decode(data: bytes, side: int) -> np.ndarray:
     like the rim of a dermatoscope); the orientation noted by a camera is applied.
 
     Args:
-        data: a file in any format Pillow reads.
+        data: a file in one of `FORMATS`, whatever its name says.
         side: of the result, pixels.
 
     Returns:
@@ -39,6 +42,8 @@ def decode(data: bytes, side: int) -> np.ndarray:
 
     if not data:
         raise UnreadableImage("the file is empty")
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise UnreadableImage(f"more than {MAX_SCANS} scans in a JPEG")
     pixels = _decode_plain_jpeg(data) if data[:2] == b"\xff\xd8" else None
     if pixels is None:
         pixels = torch.from_numpy(_decode_with_pillow(data)).permute(2, 0, 1)
@@ -119,7 +124,8 @@ def _is_turned(data: bytes) -> bool:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            warnings.simplefilter("ignore")
             return image.getexif().get(0x0112, 1) != 1
     except Exception:  # a damaged note: Pillow's own path decides about the image
         return True
@@ -132,7 +138,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(
                         f"{image.width} × {image.height} pixels, more than {MAX_PIXELS:,}"
@@ -156,17 +162,25 @@ def _to_rgb(image) -> np.ndarray:
     if min(image.size) < 1:
         raise UnreadableImage("it has no pixels")
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)
-        if not np.isfinite(values).all():
-            raise UnreadableImage("it has values that are not finite")
-        # 16 bits a pixel use the whole range; floating point is on the scale from 0 to 1 or 255.
-        if image.mode == "F":
-            values = values * 255 if values.max() <= 1 else values
-        elif image.mode.startswith("I;16") or values.max() > 255:
-            values = values / 257
-        grey = values.round().clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return _grey_to_rgb(np.asarray(image), image.mode)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        black.alpha_composite(image.convert("RGBA"))
+        image = black
     return np.array(image.convert("RGB"))
+
+
+def _grey_to_rgb(values: np.ndarray, mode: str) -> np.ndarray:
+    """16 bits a pixel use the whole range; floating point is on the scale to 1 or to 255."""
+    if not np.isfinite(values).all():
+        raise UnreadableImage("it has values that are not finite")
+    scale = 1.0
+    if mode == "F":
+        scale = 255.0 if values.max() <= 1 else 1.0
+    elif mode.startswith("I;16") or values.max() > 255:
+        scale = 1 / 257
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, len(values), 256):  # as float64 it needs eight times the memory
+        part = values[start : start + 256].astype(np.float64) * scale
+        grey[start : start + 256] = part.round().clip(0, 255)
+    return np.repeat(grey[:, :, None], 3, axis=2)

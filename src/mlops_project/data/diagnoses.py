@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mlops_project.errors import InputError
+from mlops_project.printable import printable
 
 # Tschandl, Rosendahl, Kittler, The HAM10000 dataset, Sci. Data 5:180161 (2018); alphabetical.
 DIAGNOSES = {
@@ -44,7 +45,9 @@ def labels(dx: Iterable[str], num_classes: int) -> np.ndarray:
     names = list(dx)
     unknown = unknown_diagnoses(names)
     if unknown:
-        listed = ", ".join(f"{name or '(empty)'!r} ({n})" for name, n in list(unknown.items())[:5])
+        listed = ", ".join(
+            f"'{printable(name or '(empty)', 30)}' ({n})" for name, n in list(unknown.items())[:5]
+        )
         raise InputError(
             f"{sum(unknown.values())} images have an unknown diagnosis: {listed}\n"
             f"Known: {', '.join(DIAGNOSES)}. Correct or remove these rows of the table."

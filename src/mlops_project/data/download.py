@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-from mlops_project.data.sources import MAX_TABLE_BYTES, TABLE_ENDINGS
+from mlops_project.data.sources import DAMAGED, MAX_TABLE_BYTES, TABLE_ENDINGS
 from mlops_project.errors import InputError, ProjectError
+from mlops_project.printable import printable
 
 log = logging.getLogger("mlops_project")
 
@@ -167,7 +168,7 @@ def _describe(server: str, target: Path, listed: dict[str, dict[str, Any]]) -> _
             checksum["value"].lower(),
             ingested,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         message = f"{server}: the listing lacks a usable id, size or checksum of {target.stem}"
         raise ProjectError(message) from error
 
@@ -325,15 +326,16 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise ProjectError(f"{name}: refused: not a readable zip archive ({error})") from error
+    except DAMAGED as error:
+        reason = printable(str(error), 200)
+        raise ProjectError(f"{name}: refused: not a readable zip archive ({reason})") from error
     unsafe = [m.orig_filename for m in members if _is_unsafe(m)]
     if sum(m.file_size for m in members) > HARMLESS_BYTES + MAX_RATIO * _size(path):
         unsafe.append("(all members together)")
     if unsafe:
         raise ProjectError(
-            f"{name}: refused: its member {unsafe[0]!r} leads out of the folder, is no plain "
-            f"file, or unpacks to more than {MAX_RATIO} times its size"
+            f"{name}: refused: its member '{printable(unsafe[0])}' leads out of the folder, "
+            f"is no plain file, or unpacks to more than {MAX_RATIO} times its size"
         )
 
 

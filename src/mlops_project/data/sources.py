@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import csv
 import io
+import lzma
 import os
+import struct
 import threading
+import warnings
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from mlops_project.errors import InputError
+from mlops_project.printable import printable
 
 COLUMNS = (
     "image_id",
@@ -34,6 +39,19 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 TABLE_ENDINGS = (".csv", ".tab", ".tsv", "", ".txt")
 MAX_TABLE_BYTES = 500 * 2**20
 MAX_IMAGE_BYTES = 200 * 2**20
+# What a damaged archive makes `zipfile` raise: on opening it, or on reading a member.
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    LookupError,
+    RuntimeError,  # encrypted
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+)
 # The official test set may lie beside the training images: it must never be trained on.
 TEST_MARK = "isic2018_task3_test"
 SYNTHETIC_MARKER = "SYNTHETIC.json"  # lies in folders whose images a program made
@@ -89,7 +107,8 @@ def read_source(folder: str | os.PathLike[str]) -> Source:
     if not has_image.any():
         raise InputError(
             f"{folder}: none of the {len(table)} images in the table exists "
-            f"({len(files)} images found; the table's first is {table['image_id'].iloc[0]!r})\n"
+            f"({len(files)} images found; the table's first is "
+            f"'{printable(table['image_id'].iloc[0])}')\n"
             f"{ACCEPTED}"
         )
     missing = tuple(table.loc[~has_image, "image_id"])
@@ -121,25 +140,24 @@ def read_bytes(path: str, member: str = "") -> bytes:
         ValueError: the member is damaged or larger than 200 MiB.
     """
     if not member:
-        if os.path.getsize(path) > MAX_IMAGE_BYTES:
-            raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
         with open(path, "rb") as file:
-            return file.read()
+            data = file.read(MAX_IMAGE_BYTES + 1)
+        if len(data) > MAX_IMAGE_BYTES:
+            raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
+        return data
     # Opening an archive reads its whole directory, so each thread keeps its own open.
     key = (path, os.getpid(), os.stat(path).st_mtime_ns)
     opened = _archives.__dict__.setdefault("opened", {})
     try:
         if key not in opened:
             opened[key] = zipfile.ZipFile(path)
-        if opened[key].getinfo(member).file_size > MAX_IMAGE_BYTES:
-            raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
-        return opened[key].read(member)
-    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"damaged archive member: {error}") from error
-    except Exception as error:  # zlib.error and its like derive from Exception alone
-        if isinstance(error, (OSError, ValueError)):
-            raise
-        raise ValueError(f"damaged archive member: {error}") from error
+        too_large = opened[key].getinfo(member).file_size > MAX_IMAGE_BYTES
+        data = b"" if too_large else opened[key].read(member)
+    except DAMAGED as error:
+        raise ValueError(f"damaged archive member: {printable(str(error), 200)}") from error
+    if too_large:
+        raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
+    return data
 
 
 def _recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
@@ -153,7 +171,7 @@ def _recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     tables = [p for p in tests if _is_table(p)]
     if tables and len(tests) > 1:
         return "dataverse", tables[:1], [p for p in tests if p.is_dir() or _is_zip(p)]
-    found = ", ".join(p.name + ("/" if p.is_dir() else "") for p in entries[:8])
+    found = ", ".join(printable(p.name) + ("/" if p.is_dir() else "") for p in entries[:8])
     more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
     raise InputError(
         f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}{more}\n{ACCEPTED}"
@@ -209,7 +227,9 @@ def _image_files(places: list[Path]) -> dict[str, tuple[str, str]]:
     for place in places:
         for name, path, member in _zipped(place) if _is_zip(place) else _in_folder(place):
             stem, ending = os.path.splitext(name)
-            if ending.lower() in IMAGE_ENDINGS and not name.startswith("."):
+            if ending.lower() not in IMAGE_ENDINGS or name.startswith("."):
+                continue
+            if member or os.path.isfile(path):  # reading a pipe or a device may never end
                 files.setdefault(stem.lower(), (path, member))
     return files
 
@@ -227,13 +247,16 @@ def _zipped(place: Path) -> Iterator[tuple[str, str, str]]:
             for member in archive.namelist():
                 if not member.startswith("__MACOSX"):
                     yield member.rsplit("/", 1)[-1], str(place), member
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise InputError(f"{place}: not a readable zip archive: {error}") from error
+    except (*DAMAGED, OSError) as error:
+        reason = printable(str(error), 200)
+        raise InputError(f"{place}: not a readable zip archive: {reason}") from error
 
 
 def _read_text(path: Path) -> str:
     """The text of a table, or of the one table in a zip archive."""
     try:
+        if not path.is_file():  # reading a pipe or a device may never end
+            raise InputError(f"{path}: not a file")
         if path.stat().st_size > MAX_TABLE_BYTES:
             raise InputError(f"{path}: larger than {MAX_TABLE_BYTES // 2**20} MiB, not a table")
         if _is_zip(path):
@@ -248,8 +271,8 @@ def _read_text(path: Path) -> str:
                 data = archive.read(members[0])
         else:
             data = path.read_bytes()
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+    except (*DAMAGED, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({printable(str(error), 200)})") from error
     for encoding in (
         ("utf-8-sig", "utf-16")
         if data[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -273,34 +296,45 @@ def _read_table(path: Path) -> pd.DataFrame:
     header = text.lstrip().split("\n", 1)[0]
     separator = max(",\t;", key=header.count)
     try:
-        table = pd.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            skipinitialspace=True,
-            index_col=False,
-            engine="c",
-        )
+        with warnings.catch_warnings():
+            # It would leave out the cells for which the header has no column, with a warning.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                io.StringIO(text),
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                skipinitialspace=True,
+                index_col=False,
+                engine="c",
+            )
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: the table is empty; it needs one row an image") from None
+    except pd.errors.ParserWarning as error:
+        raise InputError(f"{path}: its rows have more cells than its header") from error
     except (pd.errors.ParserError, ValueError, csv.Error, OverflowError) as error:
         reason = str(error).strip().splitlines()[0][:150]
         raise InputError(f"{path}: not a readable table ({reason})") from error
     table.columns = [str(c).strip().strip('"').lower() for c in table.columns]
     if table.columns.duplicated().any():
         doubled = sorted(set(table.columns[table.columns.duplicated()]))
-        raise InputError(f"{path}: columns that occur twice: {', '.join(doubled)}")
+        raise InputError(
+            f"{path}: columns that occur twice: {', '.join(map(printable, doubled[:12]))}"
+        )
     return table.apply(lambda column: column.fillna("").str.strip())
 
 
 def _require(table: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
     lacking = [c for c in columns if c not in table.columns]
     if lacking:
-        found = ", ".join(map(repr, table.columns[:12]))
         raise InputError(
-            f"{path}: no column {', '.join(map(repr, lacking))}; its columns are {found}"
+            f"{path}: no column {', '.join(map(repr, lacking))}; "
+            f"its columns are {_listed(table.columns)}"
         )
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(f"'{printable(c, 30)}'" for c in list(columns)[:12])
 
 
 def _without_ending(image_ids: pd.Series) -> pd.Series:
@@ -338,7 +372,7 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
     if wrong.any():
         raise InputError(
             f"{path}: {int(wrong.sum())} rows do not mark exactly one diagnosis with 1.0 "
-            f"(the first: {raw.loc[wrong, 'image'].iloc[0]!r})"
+            f"(the first: '{printable(raw.loc[wrong, 'image'].iloc[0])}')"
         )
     table = pd.DataFrame({"image_id": _without_ending(raw["image"])})
     table["lesion_id"] = table["image_id"]
@@ -366,7 +400,8 @@ def _without_doubles(table: pd.DataFrame) -> pd.DataFrame:
     if doubled.any():
         names = sorted(set(table.loc[doubled, "image_id"]))
         raise InputError(
-            f"{len(names)} image ids occur in several, different rows: {', '.join(names[:5])}\n"
+            f"{len(names)} image ids occur in several, different rows: "
+            f"{', '.join(map(printable, names[:5]))}\n"
             "Keep one row for each image."
         )
     return table.reset_index(drop=True)

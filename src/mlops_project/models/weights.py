@@ -8,12 +8,14 @@ import os
 import pickle
 import struct
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from mlops_project.errors import InputError, ProjectError
+from mlops_project.printable import printable
 
 log = logging.getLogger("mlops_project")
 
@@ -75,7 +77,7 @@ def load_file(network: nn.Module, path: str | os.PathLike[str]) -> str:
         ours, theirs = next(iter(own)), next(iter(weights), "nothing")
         raise InputError(
             f"{path}: weights of another network: {len(learned & fitting.keys())} of "
-            f"{len(learned)} fit (it holds {theirs!r}, the network has {ours!r})"
+            f"{len(learned)} fit (it holds '{printable(theirs)}', the network has {ours!r})"
         )
     network.load_state_dict(fitting, strict=False)
     other_shape = [n for n in weights if n in own and n not in fitting]
@@ -118,6 +120,7 @@ def read_tensors(path: Path, what: str) -> object:
         InputError: damaged, or with contents that are refused for safety.
         ProjectError: the disk cannot read it.
     """
+    _refuse_bomb(path, what)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -140,11 +143,24 @@ def read_tensors(path: Path, what: str) -> object:
         raise _unreadable(path, what, error) from error
 
 
+def _refuse_bomb(path: Path, what: str) -> None:
+    """Nothing that torch.save writes is compressed, so what unpacks to more is a bomb."""
+    # torch itself says what is wrong with a damaged archive.
+    with (
+        suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError),
+        zipfile.ZipFile(path) as archive,
+    ):
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise InputError(
+                f"{path}: not a readable {what}: it would unpack to more than its size"
+            )
+
+
 def _unreadable(path: Path, what: str, error: Exception) -> InputError:
     reason = str(error).strip().splitlines()
     return InputError(
         f"{path}: not a readable {what}: damaged, or with contents that are refused for safety "
-        f"({(reason[0] if reason else type(error).__name__)[:120]})"
+        f"({printable(reason[0] if reason else type(error).__name__, 120)})"
     )
 
 
