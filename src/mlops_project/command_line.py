@@ -18,6 +18,7 @@ from mlops_project.errors import (
     file_failure,
     is_out_of_memory,
 )
+from mlops_project.printable import printable
 
 if TYPE_CHECKING:
     import typer
@@ -120,6 +121,8 @@ def run_typer(app: typer.Typer) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> int:
+    # A message may quote names of files, which hold any byte but two.
+    message = "\n".join(printable(line, 2000) for line in message.splitlines())
     if any(not isinstance(h, (MemoryHandler, logging.NullHandler)) for h in log.handlers):
         log.error(message)
     else:

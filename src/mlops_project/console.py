@@ -21,13 +21,34 @@ def start_console() -> None:
     """Sends the project's log to the console, above a progress bar where there is one."""
     log.setLevel(logging.INFO)
     log.propagate = False
-    console: logging.Handler = logging.StreamHandler(sys.stdout)
+    console: logging.Handler = _Console(sys.stdout)
     if sys.stdout.isatty():
         from rich.logging import RichHandler
 
         console = RichHandler(show_time=False, show_path=False, show_level=False)
     console.setFormatter(_Formatter())
     log.addHandler(console)
+
+
+class _Console(logging.StreamHandler):
+    """Goes on in silence where nobody reads it any more, or its file is on a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+class LogFile(logging.FileHandler):
+    """A log file that gives up, with one line on the console, where it cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        for logger in (log, logging.getLogger("py.warnings")):
+            logger.removeHandler(self)
+        log.warning("%s: goes on without this log (%s)", self.baseFilename, error.strerror)
 
 
 class _Formatter(logging.Formatter):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -122,7 +121,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
-    checked = _check_archive(path)
+    checked = _has_checksum(path)
     checkpoint = read_tensors(path, "checkpoint")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(ENTRY), dict):
         checkpoint = {}
@@ -144,40 +143,32 @@ def _load(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _check_archive(path: Path) -> bool:
-    """Whether the file has a checksum, and it is right.
+def _has_checksum(path: Path) -> bool:
+    """Whether the file has a checksum.
 
     Raises:
-        InputError: it is wrong, or a member claims to unpack to more than the file's own size.
+        InputError: it has, and it is not the right one.
     """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _COMMENT))
             mark, digest = file.read(len(_MARK)), file.read()
-            if mark == _MARK and size > _COMMENT + 2:
-                file.seek(0)
-                sha256, left = hashlib.sha256(), size - _COMMENT - 2
-                while left and (block := file.read(min(2**20, left))):
-                    sha256.update(block)
-                    left -= len(block)
-                sha256.update(bytes(2))
-                if sha256.hexdigest().encode() != digest:
-                    raise InputError(
-                        f"{path}: not a readable checkpoint: damaged, its contents do not match "
-                        "its checksum"
-                    )
-                return True
-        # Nothing that torch.save writes is compressed, so what unpacks to more is a bomb.
-        unreadable = (zipfile.BadZipFile, ValueError, NotImplementedError, RecursionError)
-        with suppress(*unreadable), zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > size:
-                raise InputError(
-                    f"{path}: not a readable checkpoint: it would unpack to more than its size"
-                )
+            if mark != _MARK or size < _COMMENT + 2:
+                return False
+            file.seek(0)
+            sha256, left = hashlib.sha256(), size - _COMMENT - 2
+            while left and (block := file.read(min(2**20, left))):
+                sha256.update(block)
+                left -= len(block)
     except OSError as error:
         raise ProjectError(f"{path}: cannot be read ({error})") from error
-    return False
+    sha256.update(bytes(2))
+    if sha256.hexdigest().encode() != digest:
+        raise InputError(
+            f"{path}: not a readable checkpoint: damaged, its contents do not match its checksum"
+        )
+    return True
 
 
 def good_checkpoints(folder: Path, but: Path | None = None) -> Iterator[tuple[Path, dict]]:

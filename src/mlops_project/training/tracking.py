@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from mlops_project.console import start_console, stop_logging
+from mlops_project.console import LogFile, start_console, stop_logging
 from mlops_project.errors import InputError
 from mlops_project.files import atomic_write
 from mlops_project.metrics import NAMES, classification_metrics
@@ -265,7 +265,7 @@ def start_logging(path: Path | None) -> None:
         log.addHandler(keeping if first else logging.NullHandler())
         warnings_log.addHandler(logging.NullHandler())
         return
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
     warnings_log.addHandler(file)
