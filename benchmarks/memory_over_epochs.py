@@ -52,9 +52,9 @@ def main() -> None:
     )
     early, late = np.mean(used[5:15]), np.mean(used[-10:])
     print(f"after 10 epochs {early:.1f} MiB, after {EPOCHS} {late:.1f} MiB: x {late / early:.4f}")
-    versions = f"torch {torch.__version__}, lightning {lightning.__version__}"
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, lightning {lightning.__version__}"
     )
 
 

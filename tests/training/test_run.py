@@ -210,8 +210,10 @@ def test_runs_that_start_together_get_a_version_each_and_share_the_cache(
     assert len(list((tmp_path / "logs").glob("*.log"))) == 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_in_good_order(
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+)
+def test_a_signal_costs_at_most_the_step_in_flight(
     demo_folder: Path,
     tmp_path: Path,
     command: Callable[..., list[str]],
@@ -220,7 +222,10 @@ def test_a_signal_ends_the_run_in_good_order(
 ) -> None:
     words = command("train.py", f"data.data_dir={demo_folder}", *SMALL)
     process = subprocess.Popen(
-        [*words, "training.max_epochs=1000", "training.early_stopping_patience=0"],
+        [
+            *(*words, "training.max_epochs=1000", "training.early_stopping_patience=0"),
+            "training.log_every_n_steps=1",
+        ],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -237,7 +242,15 @@ def test_a_signal_ends_the_run_in_good_order(
     assert process.wait(timeout=60) == code, "".join(lines)
     assert "Traceback" not in "".join(lines)
     last = tmp_path / "models/baseline_cnn/version_0/checkpoints/last.ckpt"
-    assert torch.load(last, weights_only=True)["epoch"] >= 1
+    saved = torch.load(last, weights_only=True)
+    told = f"epoch {saved['epoch'] + 1}, step {saved['global_step']} is saved"
+    assert told in lines[-2]
+    assert lines[-1].endswith(
+        "training.resume_from_checkpoint=models/baseline_cnn/version_0/checkpoints/last.ckpt\n"
+    )
+    # The step it was in when the signal came is the last one that anything tells of.
+    logged = pd.read_csv(tmp_path / "logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
+    assert logged["step"].max() == saved["global_step"]
 
 
 def test_a_place_that_cannot_be_written_to_is_one_clear_message(
