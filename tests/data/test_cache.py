@@ -157,3 +157,28 @@ def test_another_process_maps_the_cache_instead_of_receiving_its_pixels(
     received = pickle.loads(sent)
     assert (received.images == cache.images).all()
     assert received.path == cache.path
+
+
+@pytest.mark.parametrize("name", ["images.u8", "rows.u32", ""])
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_what_is_no_cache_makes_way_for_one_and_nothing_elsewhere_is_touched(
+    name: str, kind: str, table: pd.DataFrame, pixels: np.ndarray, caches: Path, tmp_path: Path
+) -> None:
+    path = _open(table, caches).path / name
+    size = path.stat().st_size
+    elsewhere = tmp_path / "elsewhere"
+    if name:
+        elsewhere.write_bytes(b"v" * size)
+        path.unlink()
+    else:
+        elsewhere.mkdir()
+        path.rename(tmp_path / "away")
+    if kind == "folder":
+        path.mkdir()
+        (path / "a file").write_text("of somebody")
+    elif kind == "link":
+        path.symlink_to(elsewhere)
+    else:
+        path.write_bytes(b"v" * size)
+    assert (_open(table, caches).images == pixels).all()
+    assert elsewhere.read_bytes() == b"v" * size if name else not list(elsewhere.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -125,26 +126,26 @@ def test_two_processes_train_as_one_does_with_the_batches_of_both(
     assert len(list((tmp_path / "logs").glob("*.log"))) == 2, "the second process keeps silent"
 
 
-@pytest.mark.parametrize("images_left", [0, 1, 3])
+@pytest.mark.parametrize("batch_size", [8, 21], ids=["3 batches", "1 batch"])
 def test_two_processes_measure_exactly_what_one_measures(
-    images_left: int,
+    batch_size: int,
     demo_folder: Path,
     tmp_path: Path,
     run: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """A run of two processes goes on with one, and the other way round, without a single step."""
-    batch = 20 - images_left or 20  # 20 validation images: 1, 2 or 2 batches for two processes
-    options: tuple[str, ...] = (f"data.data_dir={demo_folder}", *SMALL, "training.max_epochs=1")
-    options += ("training.learning_rate=1e-30", "training.weight_decay=0", "seed=3")
-    options += ("training.limit_train_batches=1", "data.augment=false", f"data.batch_size={batch}")
-    for devices in ("1", "2"):
-        done = run("train.py", *options, f"training.devices={devices}", "model.dropout_rate=0")
-        assert done.returncode == 0, done.stdout + done.stderr
-    tables = [
-        pd.read_csv(tmp_path / f"models/baseline_cnn/version_{n}/metrics.csv").iloc[0]
-        for n in (0, 1)
-    ]
-    assert tables[0]["val_auroc"] == pytest.approx(tables[1]["val_auroc"], abs=1e-9)
+    """A finished run that is resumed repeats its test: 21 images in batches that do not divide."""
+    options = (f"data.data_dir={demo_folder}", *SMALL, "training.max_epochs=1")
+    size = f"data.batch_size={batch_size}"
+    done = run("train.py", *options, size)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "models/baseline_cnn/version_0"
+    one = json.loads((folder / "results.json").read_text())
+    resume = f"training.resume_from_checkpoint={folder / 'checkpoints/last.ckpt'}"
+    again = run("train.py", resume, "training.devices=2", "training.allow_changes=true")
+    assert again.returncode == 0, again.stdout + again.stderr
+    two = json.loads((folder / "results.json").read_text())
+    for name in ("loss", "accuracy", "balanced_accuracy", "f1_score", "auroc"):
+        assert two[f"test_{name}"] == pytest.approx(one[f"test_{name}"], abs=1e-9), name
 
 
 def test_ctrl_c_in_a_terminal_ends_both_processes_in_good_order(

@@ -173,23 +173,37 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _prepare(path: Path, shape: tuple[int, ...], table: pd.DataFrame, side: int) -> None:
-    """Makes the cache's files, or makes them anew where their size is wrong."""
+    """Makes the cache's files, or makes them anew where they are not such files at all."""
+    if path.is_symlink() or not path.is_dir():
+        _remove(path)
     path.mkdir(parents=True, exist_ok=True)
     sizes = {"images.u8": int(np.prod(shape)), "rows.u32": shape[0] * 8}
     whole = all(
-        (path / name).is_file() and (path / name).stat().st_size == size
+        _is_plain(path / name) and (path / name).stat().st_size == size
         for name, size in sizes.items()
     )
     if whole:
         return
     for name, size in sizes.items():
-        (path / name).unlink(missing_ok=True)
+        _remove(path / name)
         with (path / name).open("wb") as file:
             file.truncate(size)
     with atomic_write(path / "meta.json") as file:
         first = table["path"].iloc[0]
         facts = {"format": FORMAT, "images": shape[0], "side": side, "first_image": str(first)}
         json.dump(facts, file, indent=2)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether it is a file of its own: through a link, something elsewhere would be written."""
+    return path.is_file() and not path.is_symlink()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _lacking(path: Path, shape: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
