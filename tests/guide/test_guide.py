@@ -133,7 +133,7 @@ def test_a_documented_command_runs(
     smaller = [f"data.data_dir={demo_folder}", cache, *SMALLER]
     if before.model.pretrained is True:
         smaller.append("model.pretrained=false")
-    resumed = before.training.resume_from_checkpoint
+    resumed = before.training.resume_from_checkpoint not in (None, "auto")
     if resumed:
         train(settings.load(["model=efficientnet", *smaller]))
         smaller = [*smaller, "model=efficientnet", "training.max_epochs=2"]

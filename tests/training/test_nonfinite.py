@@ -64,12 +64,15 @@ def test_a_diverging_run_stops_and_names_all_that_helps(train_here: Any, tmp_pat
         assert str(path) in message
 
 
+@pytest.mark.parametrize(
+    "often", ["training.checkpoint_every_n_steps=1", "training.checkpoint_every_minutes=1e-6"]
+)
 def test_the_run_stops_at_the_step_with_its_images_and_goes_on_from_the_one_before(
-    train_here: Any, overflow: Callable[[set[int]], None]
+    often: str, train_here: Any, overflow: Callable[[set[int]], None]
 ) -> None:
     overflow({3})
     with pytest.raises(ProjectError, match="the loss of step 4 is not finite") as caught:
-        train_here()
+        train_here("training.checkpoint_every_n_steps=none", often)
     last = RUN / "checkpoints/last.ckpt"
     assert f"Last good checkpoint: {last}" in str(caught.value)
     assert load_checkpoint(last)["global_step"] == 3
