@@ -63,12 +63,14 @@ def main(
     expected = runs.outcome(alone)
     print(f"undisturbed: {seconds:.1f} s, {len(expected.scalars)} logged values", flush=True)
 
+    hits: list[int] = []
+
     def make(name: str, number: int) -> str | None:
         folder = place / f"{name}-{number}"
         folder.mkdir()
         mounted = "fill" in ROWS[name][0] and runs.mount_small_disk(folder)
         choose = random.Random(f"{seed}-{name}-{number}")
-        one = runs.Round(folder, arguments, seconds * min(jobs, os.cpu_count() or 1) / 1.2, choose)
+        one = runs.Round(folder, arguments, seconds, expected.steps, choose)
         try:
             for disturbance in ROWS[name][0]:
                 one.disturb(disturbance)
@@ -79,6 +81,7 @@ def main(
         except Exception as error:
             return f"{folder}: {type(error).__name__}: {error}; {'; '.join(one.told)}"
         finally:
+            hits.append(one.hits)
             if mounted:
                 subprocess.run(["umount", "-l", str(folder)], check=False)
 
@@ -86,13 +89,13 @@ def main(
     for name in kind or list(ROWS):
         count = rounds or ROWS[name][1]
         began = time.monotonic()
+        hits.clear()
         with ThreadPoolExecutor(jobs) as pool:
             results = list(pool.map(lambda number: make(name, number), range(count)))  # noqa: B023
         wrong = [text for text in results if text]
-        each = len(ROWS[name][0])
         print(
             f"{name:10} {count - len(wrong)} of {count} identical to the bit "
-            f"({each} times each, {time.monotonic() - began:.0f} s)",
+            f"({sum(hits)} times disturbed, {time.monotonic() - began:.0f} s)",
             flush=True,
         )
         for text in wrong:

@@ -54,6 +54,7 @@ EVERYTHING = (
     "training.log_every_n_steps=1",
     "training.resume_from_checkpoint=auto",
 )
+START_SHARE = 0.25  # of an undisturbed run's time, before its first step
 PATIENCE = 180  # seconds that any process may take
 SMALL_DISK = 24 * 2**20  # bytes; a run needs about half of it
 
@@ -99,11 +100,13 @@ class Outcome:
     """What a run has come to.
 
     Attributes:
+        steps: of its optimizer.
         weights: everything in its last checkpoint that training goes on from.
         files: contents of its tables, and the names of its checkpoints.
         scalars: (name, step, value) of all that TensorBoard shows, sorted.
     """
 
+    steps: int
     weights: dict[str, Any]
     files: dict[str, Any]
     scalars: list[tuple[str, int, float]]
@@ -122,6 +125,7 @@ def outcome(folder: Path) -> Outcome:
     names = ("state_dict", "current_model_state", "averaging_state", "optimizer_states")
     told = folder / f"logs/lightning_logs/{run.parent.name}_{run.name}/metrics.csv"
     return Outcome(
+        last["global_step"],
         {name: last[name] for name in (*names, "lr_schedulers")},
         {
             "metrics.csv": (run / "metrics.csv").read_bytes(),
@@ -161,7 +165,7 @@ class Round:
     Attributes:
         folder: its working folder, which is there.
         arguments: of the training command.
-        seconds: that an undisturbed run takes.
+        seconds: that an undisturbed run takes; `steps`: of its optimizer.
         random: picks the moments and the damage.
         told: what has happened, for whoever reads of a failure.
     """
@@ -169,7 +173,9 @@ class Round:
     folder: Path
     arguments: list[str]
     seconds: float
+    steps: int
     random: random.Random
+    hits: int = 0  # times that it was still running
     told: list[str] = field(default_factory=list)
 
     def disturb(self, kind: str) -> None:
@@ -180,10 +186,13 @@ class Round:
         """
         before = self._steps()
         process = start(self.folder, self.arguments)
-        moment = self.random.uniform(0.1, 0.9) * self.seconds
+        # Of the time it needs from here, some of which passes before its first step
+        left = START_SHARE + (1 - START_SHARE) * (1 - before / self.steps)
+        moment = self.random.uniform(0.05, 0.95) * left * self.seconds
         process.join(moment)
         self.told.append(f"{kind} after {moment:.1f} s")
         if process.exitcode is None:
+            self.hits += 1
             getattr(self, f"_{kind}")(process)
         self.told.append(f"exit code {process.exitcode}, step {before} -> {self._steps()}")
         self._leaves_nothing_running()

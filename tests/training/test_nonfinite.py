@@ -24,12 +24,8 @@ SMALL = (
 
 
 @pytest.fixture
-def train_here(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.chdir(tmp_path)
-    cache = f"data.cache={demo_folder.parent / 'cache'}"
-    return lambda *options: train(
-        settings.load([f"data.data_dir={demo_folder}", cache, *SMALL, *options])
-    )
+def train_here(here: tuple[str, str]) -> Any:
+    return lambda *options: train(settings.load([*here, *SMALL, *options]))
 
 
 @pytest.fixture

@@ -33,13 +33,9 @@ TINY: Options = (
 
 
 @pytest.fixture
-def run_here(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+def run_here(here: tuple[str, str]) -> Train:
     """Trains with some options, in a working folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    cache = f"data.cache={demo_folder.parent / 'cache'}"
-    return lambda *options: train(
-        settings.load([f"data.data_dir={demo_folder}", cache, *SMALL, *options])
-    )
+    return lambda *options: train(settings.load([*here, *SMALL, *options]))
 
 
 def weights(result: Result, name: str = "last.ckpt") -> dict[str, torch.Tensor]:

@@ -32,14 +32,11 @@ BASE = (
 
 
 @pytest.fixture
-def train_here(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Trains with a command line's arguments, in a working folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    cache = f"data.cache={demo_folder.parent / 'cache'}"
+def train_here(here: tuple[str, str]) -> Train:
+    """Trains with a command line's arguments; `plain`: with no others."""
 
     def run(*arguments: str, plain: bool = False) -> Result:
-        words = [*arguments] if plain else [f"data.data_dir={demo_folder}", cache, *BASE]
-        words += [] if plain else arguments
+        words = [*arguments] if plain else [*here, *BASE, *arguments]
         return train(settings.load(words), settings.given(words))
 
     return run

@@ -71,6 +71,11 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         folder: Any = trainer.strategy.broadcast(self.folder)
         self.directory = Path(folder) / "checkpoints"
+        if trainer.strategy.broadcast(trainer.ckpt_path) != trainer.ckpt_path:
+            raise ProjectError(
+                "the processes have found different checkpoints to go on from\n"
+                "Name one: training.resume_from_checkpoint=PATH"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._agreement.start(trainer, self.options.process_timeout)

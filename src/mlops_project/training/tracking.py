@@ -77,8 +77,11 @@ class EpochMetrics(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The epoch so far, of all processes, so that a resumed epoch's metrics cover all of it."""
         train = self.outputs.get("train", [])
-        names = train[0] if train else {}
-        joined = {name: torch.cat([o[name] for o in train]) for name in names}
+        # What a resumed run has brought along is on the CPU, what followed is on the device.
+        joined = {
+            name: torch.cat([o[name].to(latest.device) for o in train])
+            for name, latest in (train[-1] if train else {}).items()
+        }
         return {
             "train": {name: torch.from_numpy(_gather(value)) for name, value in joined.items()},
             "latest": dict(self.latest),
