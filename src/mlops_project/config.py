@@ -35,7 +35,7 @@ def key(
         words: words allowed beside numbers, e.g. ``("auto",)``.
         source: publication or library a default comes from.
         resume: what a resumed run may be given: "same" value only, "longer" (not smaller), or
-            "free", where the value shapes no number of the run.
+            "free", where the value only lengthens or watches the run, or says where things are.
     """
     metadata = {
         "meaning": meaning,

@@ -172,22 +172,29 @@ def _has_checksum(path: Path) -> bool:
 
 
 def good_checkpoints(folder: Path, but: Path | None = None) -> Iterator[tuple[Path, dict]]:
-    """The readable checkpoints of a run and what they hold, the newest first.
+    """The readable checkpoints of a run and what they hold: last.ckpt, then the furthest first.
 
     Args:
         folder: with checkpoints; of a run, or its `checkpoints/`.
         but: not this one.
     """
     run = folder.parent if folder.name == "checkpoints" else folder
-    found = {*folder.glob("*.ckpt"), *(run / "checkpoints").glob("*.ckpt"), run / PREVIOUS}
-    present = [(p.stat().st_mtime_ns, p.name == LAST, p) for p in found if p.is_file() and p != but]
-    for _, _, path in sorted(present, reverse=True):
+    found = {*folder.glob("*.ckpt"), *(run / "checkpoints").glob("*.ckpt"), run / PREVIOUS} - {but}
+    for last in sorted(path for path in found if path.name == LAST):
         with suppress(ProjectError):
-            yield path, _load(path)
+            yield last, _load(last)
+    others = []
+    for path in found:
+        with suppress(ProjectError):
+            if path.name != LAST and path.is_file():
+                step = int(_load(path).get("global_step", 0))
+                others.append((step, path.stat().st_mtime_ns, path))
+    for _, _, path in sorted(others, reverse=True):
+        yield path, _load(path)
 
 
 def newest_good(folder: Path, but: Path | None = None) -> Path | None:
-    """The newest readable checkpoint; arguments as for `good_checkpoints`."""
+    """The first of them; arguments as for `good_checkpoints`."""
     return next((path for path, _ in good_checkpoints(folder, but)), None)
 
 

@@ -60,37 +60,25 @@ def hold(folder: Path) -> None:
     Raises:
         InputError: another process is training it.
     """
-    if not _lock(folder, keep=True):
-        raise InputError(f"{folder}: another process is training this run; wait for it or end it")
+    # A lock of this kind does not pass to the processes that prepare batches, which may outlive
+    # a killed run by some seconds; those of filelock do.
+    descriptor = os.open(folder / ".running", os.O_RDWR | os.O_CREAT, 0o666)
+    _held.append(descriptor)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        release()
+        raise InputError(
+            f"{folder}: another process is training this run; wait for it or end it"
+        ) from None
+    except OSError:
+        return  # a file system without locks
 
 
 def release() -> None:
     """Lets go of the runs that this process holds."""
     while _held:
         os.close(_held.pop())
-
-
-def is_running(folder: Path) -> bool:
-    """Whether another process is training a run."""
-    return not _lock(folder, keep=False)
-
-
-def _lock(folder: Path, *, keep: bool) -> bool:
-    # A lock of this kind does not pass to the processes that prepare batches, which may outlive
-    # a killed run by some seconds; those of filelock do.
-    descriptor = os.open(folder / ".running", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        os.close(descriptor)
-        return False
-    except OSError:
-        keep = False  # a file system without locks
-    if keep:
-        _held.append(descriptor)
-    else:
-        os.close(descriptor)
-    return True
 
 
 def run_folder_of(checkpoint: str) -> Path | None:

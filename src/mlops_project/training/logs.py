@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from mlops_project.config import Config
+from mlops_project.files import atomic_write
 from mlops_project.training import folders, weights_and_biases
 from mlops_project.training.tracking import MONITORABLE
 
@@ -18,26 +20,33 @@ CSV_NAME = "lightning_logs"
 CSV_COLUMNS = sorted(["epoch", "step", "learning_rate", "train_loss_step", *MONITORABLE])
 
 
-def build_loggers(
-    config: Config, folder: Path, positions: dict[str, Any], rows: list[dict[str, str]]
-) -> list[Logger]:
+class _Table(ExperimentWriter):
+    """Goes on with the file that is there, where Lightning's begins it anew."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        # All columns from the start: adding one rewrites the file, which a kill could cut short.
+        self.metrics_keys = list(CSV_COLUMNS)
+
+    def _check_log_dir_exists(self) -> None:
+        pass
+
+
+def build_loggers(config: Config, folder: Path, positions: dict[str, Any]) -> list[Logger]:
     """TensorBoard, a table of all that is logged and, if enabled, Weights & Biases.
 
     Args:
         config: of the run.
         folder: the run's folder.
-        positions, rows: of a resumed run, from `rewind`; else empty.
+        positions: of a resumed run, as its checkpoint has them; else empty.
     """
     number = int(folder.name.removeprefix("version_"))
     table = CSVLogger(folders.LOGS, name=CSV_NAME, version=_csv_version(folder))
-    # All columns from the start: adding one rewrites the file, which a kill could cut short.
-    table.experiment.metrics_keys = list(CSV_COLUMNS)
-    for row in rows:
-        table.experiment.log_metrics(dict(row), step=row["step"])
-    loggers: list[Logger] = [
-        TensorBoardLogger(folder.parents[1], name=folder.parent.name, version=number),
-        table,
-    ]
+    table._experiment = _Table(table.log_dir)
+    events = TensorBoardLogger(
+        folder.parents[1], name=folder.parent.name, version=number, default_hp_metric=False
+    )
+    loggers: list[Logger] = [events, table]
     if config.wandb.enabled:
         loggers.append(weights_and_biases.build_logger(config, folder, positions.get("wandb")))
     return loggers
@@ -60,9 +69,7 @@ def positions(loggers: list[Logger], folder: Path) -> dict[str, Any]:
     return result
 
 
-def rewind(
-    folder: Path, positions: dict[str, Any], logged_step: int, epochs: int
-) -> list[dict[str, str]]:
+def rewind(folder: Path, positions: dict[str, Any], logged_step: int, epochs: int) -> None:
     """Takes back what was logged after a checkpoint was made.
 
     Args:
@@ -70,9 +77,6 @@ def rewind(
         positions: at the checkpoint.
         logged_step: number of the latest step whose loss was logged then.
         epochs: whose metrics were logged then.
-
-    Returns:
-        The rows of the table of all that is logged, up to there.
     """
     sizes = positions.get("tensorboard", {})
     for path in folder.glob(EVENTS):
@@ -81,12 +85,15 @@ def rewind(
         else:
             path.unlink()
     table = folders.LOGS / CSV_NAME / _csv_version(folder) / "metrics.csv"
-    if not table.is_file():
-        return []
+    # Beside a run of another working folder, a table of this name tells of another run.
+    if not table.is_file() or folder.parents[1] != folders.MODELS:
+        return
     with table.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = [row for row in csv.DictReader(file) if _is_before(row, logged_step, epochs)]
-    table.unlink()
-    return rows
+    with atomic_write(table) as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _is_before(row: dict[str, str], logged_step: int, epochs: int) -> bool:

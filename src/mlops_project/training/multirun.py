@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlops_project import settings
+from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Interrupted
 
 PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
+
+
+def _run(words: list[str]) -> int:
+    """Runs a command, and passes on the signals that ask for its end; its exit code."""
+    process = subprocess.Popen(words)
+    while True:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            # A terminal has sent it to both; a second one would end the run at once.
+            if not sys.stdin.isatty():
+                process.send_signal(signal.SIGINT)
+        except Interrupted:
+            process.terminate()
+        else:
+            return 128 - code if code < 0 else code
 
 
 def run_each(arguments: Sequence[str]) -> int:
@@ -30,9 +48,9 @@ def run_each(arguments: Sequence[str]) -> int:
     first_failure = 0
     for number, job in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
-        code = subprocess.run([sys.executable, str(PROGRAM), *job], check=False).returncode
-        if code in (130, -2):
-            return 130
+        code = _run([sys.executable, str(PROGRAM), *job])
+        if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            return code
         first_failure = first_failure or code
     logging.shutdown()
     return first_failure

@@ -55,7 +55,9 @@ class NonFinite(Callback):
     def __init__(
         self, options: TrainingConfig, data: HAM10000DataModule, folder: Path | None
     ) -> None:
-        self.options, self.data, self.folder = options, data, folder
+        self.options, self.data = options, data
+        self.folder = folder  # the other processes learn of it in `setup`
+        self._bad_loss = False  # in this step, with on_nonfinite=skip
         self.skipped = 0  # steps of the run
         self._waiting: deque[_Step] = deque()
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -70,6 +72,7 @@ class NonFinite(Callback):
     ) -> None:
         self._rows = batch[3]
         if self.skips and batch_idx % trainer.accumulate_grad_batches == 0:
+            self._bad_loss = False
             self._buffers = [(b, b.clone()) for b in pl_module.buffers() if b.is_floating_point()]
 
     def on_before_backward(
@@ -82,7 +85,7 @@ class NonFinite(Callback):
             arrived.record()
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         self._waiting.append(_Step(trainer.global_step, rate, self._rows, finite, arrived))
-        self.check()
+        self.check(wait=self.skips)
 
     def check(self, *, wait: bool = False) -> None:
         """Looks at the losses that have arrived.
@@ -101,7 +104,10 @@ class NonFinite(Callback):
                 elif not step.arrived.query():
                     return
             self._waiting.popleft()
-            if not step.finite and not self.skips:
+            if step.finite:
+                continue
+            self._bad_loss = True
+            if not self.skips:
                 raise self._failure(
                     f"the loss of step {step.step + 1} is not finite", step.learning_rate, step.rows
                 )
@@ -112,15 +118,16 @@ class NonFinite(Callback):
         if not self.skips:
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        # The same for all processes, since they have added their gradients up.
+        # The same for all processes of DDP, since they have added their gradients up.
         if torch.nn.utils.get_total_norm(gradients).isfinite():
             return
         for buffer, before in self._buffers:
             buffer.copy_(before)
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            optimizer.zero_grad(set_to_none=True)  # a weight without a gradient stays as it is
+        elif not self._bad_loss:
             # The scaler skips the step itself, and lowers its scale: for float16 that is normal.
             return
-        optimizer.zero_grad(set_to_none=True)  # a weight without a gradient stays as it is
         self.skipped += 1
         rate = float(optimizer.param_groups[0]["lr"])
         text = f"the gradients of step {trainer.global_step + 1} are not finite"
@@ -146,6 +153,8 @@ class NonFinite(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.trainer = trainer
+        folder: Any = trainer.strategy.broadcast(self.folder)
+        self.folder = Path(folder)
 
     def _failure(self, what: str, rate: float, rows: torch.Tensor) -> ProjectError:
         good = newest_good(self.folder) if self.folder else None

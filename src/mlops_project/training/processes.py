@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import faulthandler
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from typing import Any
 import lightning.pytorch as pl
 import psutil
 import torch
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
@@ -50,7 +52,8 @@ class Agreement:
         if trainer.world_size > 1:
             patience = datetime.timedelta(seconds=timeout)
             self._group = torch.distributed.new_group(backend="gloo", timeout=patience)
-            torch.distributed.distributed_c10d._set_pg_timeout(patience)
+            if torch.distributed.get_backend() == "gloo":
+                _set_timeout(patience)  # NCCL's ends the process, and says nothing
 
     def highest(self, number: int, flag: bool) -> tuple[int, bool]:
         """The largest number of all processes, and the flag of the first one."""
@@ -72,10 +75,20 @@ class _Launcher(_SubprocessScriptLauncher):
             self.cluster_environment.validate_settings(
                 num_devices=self.num_processes, num_nodes=self.num_nodes
             )
+            _ending.clear()
             self._call_children_scripts()
             _started.extend(self.procs)
             threading.Thread(target=_watch, daemon=True).start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
+
+
+def _set_timeout(patience: datetime.timedelta) -> None:
+    """Of whatever the processes do together from now on; a private function in older versions."""
+    if hasattr(torch.distributed, "set_timeout"):
+        torch.distributed.set_timeout(patience)
+    else:
+        torch.distributed.distributed_c10d._set_pg_timeout(patience)
 
 
 class WatchedDDP(DDPStrategy):
@@ -127,7 +140,7 @@ def leave_word(error: BaseException) -> None:
         text, code = "".join(traceback.format_exception(error)), EXIT_FAILED
     (_folder() / f"error_{os.environ['LOCAL_RANK']}").write_text(text, encoding="utf-8")
     parent = psutil.Process(os.getppid())
-    if "imed out" in text and parent.status() == psutil.STATUS_STOPPED:
+    if _is_timeout(text) and parent.status() == psutil.STATUS_STOPPED:
         parent.kill()  # a stopped process would be waited for forever
     sys.stdout.flush()
     sys.stderr.flush()
@@ -143,7 +156,7 @@ def failure_of_another(error: BaseException) -> ProjectError | None:
         return None
     _ending.set()
     deadline = time.monotonic() + GRACE_SECONDS
-    timed_out = "imed out" in str(error)
+    timed_out = _is_timeout(str(error))
     while not timed_out and time.monotonic() < deadline and all(p.poll() is None for p in _started):
         time.sleep(0.1)
     for rank, process in enumerate(_started, start=1):
@@ -156,16 +169,28 @@ def failure_of_another(error: BaseException) -> ProjectError | None:
     return None
 
 
+def stop_watching() -> None:
+    """In the first process, which is on its way out by itself."""
+    _ending.set()
+
+
 def end_others() -> None:
     """In the first process, ends those that it has started."""
-    _ending.set()
+    stop_watching()
     for process in _started:
         try:
             process.wait(timeout=GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    if _started:
+        shutil.rmtree(os.environ.pop(REPORTS), ignore_errors=True)
     _started.clear()
+
+
+def _is_timeout(text: str) -> bool:
+    """Whether an error of torch.distributed says that another process is late; it has no class."""
+    return "timed out" in text.lower()
 
 
 def _watch() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from mlops_project import settings
 from mlops_project.config import Config
@@ -22,6 +22,17 @@ from mlops_project.training.checkpoints import ENTRY, LAST, good_checkpoints, lo
 
 log = logging.getLogger("mlops_project")
 
+POSITION = "HAM10000DataModule"  # where a checkpoint keeps the place in the order of the batches
+# What decides how many batches an epoch has, and how many steps they make
+BATCHES = {
+    "data.batch_size",
+    "data.subsample_percentage",
+    "data.val_fraction",
+    "data.test_fraction",
+    "training.accumulate_grad_batches",
+    "training.devices",
+    "training.limit_train_batches",
+}
 CHOSEN = "MLOPS_PROJECT_RESUME"  # environment: what the first process has found for `auto`
 
 
@@ -31,7 +42,7 @@ class Resume:
 
     Attributes:
         path: of the checkpoint.
-        checkpoint: what it holds.
+        checkpoint: what it holds, but for the weights.
         folder: the run's; None where the checkpoint lies elsewhere, so that a new one is made.
     """
 
@@ -49,6 +60,11 @@ class Resume:
         """How far the loggers were."""
         return self.checkpoint["callbacks"]["Checkpoints"]["logs"]
 
+    @property
+    def within_epoch(self) -> bool:
+        """Whether it was made between two steps of an epoch, and not between two epochs."""
+        return self.checkpoint[POSITION]["batches"] > 0
+
     def check_data(self, data: HAM10000DataModule, config: Config) -> None:
         """Raises InputError if the images or their split are not what they were."""
         if data.split_hash() != self.facts["split_hash"] and not config.training.allow_changes:
@@ -59,22 +75,15 @@ class Resume:
                 "may then be in the validation or test split."
             )
 
-    def rewind(self) -> list[dict[str, str]]:
-        """Brings the run's folder to where the checkpoint was made.
-
-        Returns:
-            Rows for `logs.build_loggers`.
-        """
-        if self.folder is None:
-            return []
-        (self.folder / folders.RESULTS).unlink(missing_ok=True)
-        for place in (self.folder, self.folder / "checkpoints"):
+    def rewind(self, folder: Path) -> None:
+        """Brings a run's folder, its own or a new one, to where the checkpoint was made."""
+        (folder / folders.RESULTS).unlink(missing_ok=True)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        for place in (folder, folder / "checkpoints"):
             remove_unfinished(place)
-        _make_last(self.path, self.folder / "checkpoints" / LAST)
+        _make_last(self.path, folder / "checkpoints" / LAST)
         history = self.checkpoint["callbacks"]["History"]
-        return logs.rewind(
-            self.folder, self.positions, history["logged_step"], len(history["rows"])
-        )
+        logs.rewind(folder, self.positions, history["logged_step"], len(history["rows"]))
 
 
 def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, Resume | None]:
@@ -105,58 +114,92 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
 
 
 def open_resume(path: str) -> Resume:
-    """Reads a checkpoint that a run is to go on from.
+    """Reads a checkpoint that a run is to go on from, and keeps the run for this process.
 
     Raises:
-        InputError: it cannot be read, or not resumed from.
+        InputError: it cannot be read, or not resumed from, or another process goes on with the run.
     """
+    folder = folders.run_folder_of(path)
+    if folder is not None and folder.is_dir() and _is_first():
+        folders.hold(folder)
     checkpoint = load_checkpoint(path)
-    states = checkpoint.get("callbacks")
-    if checkpoint[ENTRY]["format"] < 2 or not isinstance(states, dict) or "History" not in states:
+    if checkpoint[ENTRY]["format"] < 2:
         raise InputError(
             f"{path}: made by an earlier version, which did not keep all that an exact resume "
             f"needs\nmodel.init_from={path} starts a new run from its weights."
         )
-    return Resume(Path(path), checkpoint, folders.run_folder_of(path))
+    try:
+        # Not the weights, which Lightning reads again.
+        kept = {name: checkpoint[name] for name in (ENTRY, "callbacks", "loops", POSITION)}
+        resume = Resume(Path(path), kept, folder)
+        history = kept["callbacks"]["History"]
+        _ = [history["logged_step"], history["rows"], resume.facts["weights"], resume.positions]
+        _ = [resume.facts["config"], resume.facts["split_hash"], resume.within_epoch]
+        _epochs_done(resume)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: lacks what a run needs to go on ({error})\n"
+            f"model.init_from={path} starts a new run from its weights."
+        ) from error
+    return resume
+
+
+def _is_first() -> bool:
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
+
+
+def _epochs_done(resume: Resume) -> int:
+    return resume.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
 
 
 def _automatic(config: Config) -> str | None:
-    if CHOSEN in os.environ and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if CHOSEN in os.environ and not _is_first():
         return os.environ[CHOSEN] or None
-    for folder in _unfinished(config):
-        good = next(good_checkpoints(folder), None)
-        if good is None:
-            continue
-        path, checkpoint = good
-        facts = checkpoint[ENTRY]
-        if facts["format"] < 2 or differences(config, None, facts["config"]):
-            continue
-        last = folder / "checkpoints" / LAST
-        if path != last and last.exists():
-            log.warning("%s is damaged: going on from %s", last, path)
-        return str(path)
+    for folder in reversed(folders.run_folders(config.model.name)):
+        try:
+            found = _last_of(folder, config)
+        except (ProjectError, OSError) as error:
+            log.info("%s is passed over: %s", folder, str(error).splitlines()[0])
+            found = None
+        if found is not None:
+            return str(found)
+        folders.release()
     log.info("no unfinished run of %s with these settings: starting a new one", config.model.name)
     return None
 
 
-def _unfinished(config: Config) -> Iterator[Path]:
-    """Run folders of the model without results that no other process works on, newest first."""
-    for folder in reversed(folders.run_folders(config.model.name)):
-        if (folder / folders.RESULTS).exists() or not _may_match(config, folder):
-            continue
-        if folders.is_running(folder):
-            log.info("%s: another process is training it", folder)
-            continue
-        yield folder
+def _last_of(folder: Path, config: Config) -> Path | None:
+    """Where an unfinished run with these settings goes on, which is kept for this process then."""
+    if (folder / folders.RESULTS).exists() or not _may_match(config, folder):
+        return None
+    if _is_first():
+        folders.hold(folder)
+    path, checkpoint = next(good_checkpoints(folder), (None, {}))
+    if path is None or checkpoint[ENTRY]["format"] < 2:
+        return None
+    if _differ(config, checkpoint[ENTRY]["config"]):
+        return None
+    last = folder / "checkpoints" / LAST
+    if path != last and last.exists():
+        log.warning("%s is damaged: going on from %s", last, path)
+    return path
 
 
 def _may_match(config: Config, folder: Path) -> bool:
     """False where the folder's settings say so already, which spares reading its checkpoints."""
     try:
         container = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return not differences(config, None, container)
+        return not _differ(config, container)
     except (OSError, ValueError, yaml.YAMLError, ProjectError, AttributeError):
         return True
+
+
+def _differ(config: Config, container: dict[str, Any]) -> bool:
+    """Whether `auto` takes them for the settings of another run; other images are another run's."""
+    before = settings.from_container(container)
+    return before.data.data_dir != config.data.data_dir or bool(
+        differences(config, None, container)
+    )
 
 
 def differences(
@@ -192,6 +235,12 @@ def _settings(config: Config, given: frozenset[str] | None, resume: Resume) -> C
             f"{resume.path}: its run had other settings: {', '.join(told[:4])}{more}\n"
             "Leave them as they were, or training.allow_changes=true to go on with the new ones."
         )
+    within = sorted(changed.keys() & BATCHES)
+    if within and resume.within_epoch:
+        raise InputError(
+            f"{resume.path}: made within an epoch, where {', '.join(within)} cannot change\n"
+            "A checkpoint of the end of an epoch (epoch=….ckpt) can go on with it."
+        )
     merged = settings.from_container(resume.facts["config"])
     for name in list(settings.keys()):
         value = _value(config, name)
@@ -200,7 +249,7 @@ def _settings(config: Config, given: frozenset[str] | None, resume: Resume) -> C
         if named and (value != "auto" or name == "data.cache"):
             group, _, leaf = name.rpartition(".")
             setattr(_group(merged, group), leaf, value)
-    done = resume.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    done = _epochs_done(resume)
     if merged.training.max_epochs < done:
         raise InputError(
             f"training.max_epochs={merged.training.max_epochs}: {resume.path} has {done} behind it"

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
@@ -18,7 +19,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.errors import ProjectError, file_failure, is_out_of_memory
+from mlops_project.errors import (
+    EXIT_INTERRUPTED,
+    InputError,
+    Interrupted,
+    ProjectError,
+    file_failure,
+    is_out_of_memory,
+)
 from mlops_project.models.build import build_model
 from mlops_project.training import (
     checkpoints,
@@ -70,6 +78,7 @@ def train(config: Config, given: frozenset[str] | None = None) -> Result:
     except BaseException as error:
         if processes.is_started_by_another():
             processes.leave_word(error)
+        processes.stop_watching()
         if config.wandb.enabled:
             weights_and_biases.abandon()
         raise
@@ -106,27 +115,30 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     folder = None
     if first:
         folder = resume.folder if resume else None
-        folder = folder or folders.new_run_folder(config.model.name)
-        folders.hold(folder)
+        if folder is None:
+            folder = folders.new_run_folder(config.model.name)
+            folders.hold(folder)
     if config.training.learning_rate == "auto":
         found = folder or Path(tempfile.mkdtemp())
         config.training.learning_rate = find_learning_rate(config, built, data, found)
         pl.seed_everything(config.seed, verbose=False)
     module = build_module(config, built, data)
-    rows = resume.rewind() if resume and first else []
     if folder is not None:
+        if resume:
+            resume.rewind(folder)
         summary.describe(config, built, data, folder)
         if resume:
             log.info("going on from %s", resume.path)
         if config.data.preview:
             draw_preview(data, module.augmentation, folder / "preview.png")
     positions = resume.positions if resume else {}
-    loggers = logs.build_loggers(config, folder, positions, rows) if folder else []
+    loggers = logs.build_loggers(config, folder, positions) if folder else []
     guard = NonFinite(config.training, data, folder)
     metrics = EpochMetrics(guard.refuse)
     options = config.training
     history = History(folder, metrics, options.monitor_metric, options.log_every_n_steps)
-    keeper = Checkpoints(options, folder, metrics, guard, Interruption())
+    path = str(resume.path) if resume else None
+    keeper = Checkpoints(options, folder, metrics, guard, Interruption(), path)
     trainer = build_trainer(config, folder, [metrics, history, guard, keeper], loggers)
     wandb_logger = next((g for g in trainer.loggers if isinstance(g, WandbLogger)), None)
     if wandb_logger is not None:
@@ -140,13 +152,12 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
         with _failures(trainer, keeper, config):
-            path = str(resume.path) if resume else None
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
             early = trainer.early_stopping_callback
             if isinstance(early, EarlyStopping) and early.stopped_epoch:
                 log.info("stopped early: %s", early.stopping_reason_message)
-            best = keeper.best_path
-            module.load_state_dict(checkpoints.load_checkpoint(best)["state_dict"])
+            best, weights = _best(keeper)
+            module.load_state_dict(weights)
             trainer.test(module, datamodule=data, verbose=False)
 
     test = {n: v for n, v in metrics.latest.items() if n.startswith("test_")}
@@ -164,16 +175,29 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     return result
 
 
+def _best(keeper: Checkpoints) -> tuple[Path, dict[str, Any]]:
+    """The best checkpoint that can be read, and its weights."""
+    for path in keeper.ranking[:-1]:
+        try:
+            return path, checkpoints.load_checkpoint(path)["state_dict"]
+        except InputError as error:
+            log.warning("%s\nThe next best one is tested instead.", str(error).splitlines()[0])
+    path = keeper.ranking[-1]
+    return path, checkpoints.load_checkpoint(path)["state_dict"]
+
+
 @contextmanager
 def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Iterator[None]:
     """Raises what ends a training as what it is, with how to go on."""
     try:
         yield
-    except SystemExit:
+    except (KeyboardInterrupt, SystemExit):
         # Lightning turns Ctrl-C into exit code 1.
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
+        raise Interrupted("interrupted" + go_on(keeper), EXIT_INTERRUPTED) from None
+    except Interrupted as error:
+        if "To go on" in str(error):
+            raise
+        raise Interrupted(f"{error}{go_on(keeper)}", error.exit_code) from None
     except RuntimeError as error:
         other = processes.failure_of_another(error)
         if other is not None:
@@ -183,8 +207,9 @@ def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Itera
         raise
     except OSError as error:
         message = file_failure(error)
-        if keeper.folder is not None and not keeper.folder.is_dir():
-            message = f"{keeper.folder}: it has vanished: was it moved or deleted meanwhile?"
+        if isinstance(error, FileNotFoundError):
+            place = error.filename or keeper.folder
+            message = f"{place}: it has vanished: was its folder moved or deleted meanwhile?"
         if message is None:
             raise
         raise ProjectError(message + go_on(keeper)) from error

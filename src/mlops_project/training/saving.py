@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import time
 from pathlib import Path
@@ -38,8 +39,10 @@ class Checkpoints(Checkpoint):
         metrics: has the monitored metric's value.
         guard: is asked whether all losses so far are finite.
         interruption: what signals have asked for.
+        resumed: the checkpoint that this process has found to go on from.
 
     Attributes:
+        directory: of the checkpoints.
         best: value of the monitored metric for each of the best checkpoints' file names.
         seconds: that the run has taken up to its latest checkpoint, over all interruptions.
     """
@@ -51,9 +54,11 @@ class Checkpoints(Checkpoint):
         metrics: EpochMetrics,
         guard: NonFinite,
         interruption: Interruption,
+        resumed: str | None = None,
     ) -> None:
         self.options, self.folder, self.metrics = options, folder, metrics
-        self.guard, self.interruption = guard, interruption
+        self.guard, self.interruption, self.resumed = guard, interruption, resumed
+        self.directory = (folder or Path()) / "checkpoints"
         self.best: dict[str, float] = {}
         self.seconds = 0.0
         self._logs: dict[str, Any] = {}
@@ -62,16 +67,15 @@ class Checkpoints(Checkpoint):
         self._agreement = Agreement()
 
     @property
-    def best_path(self) -> Path:
-        """The best checkpoint, or `last.ckpt` where none is kept."""
-        sign = 1 if monitor_mode(self.options.monitor_metric) == "min" else -1
-        name = min(self.best, key=lambda n: sign * self.best[n], default=LAST)
-        return self.directory / name
+    def ranking(self) -> list[Path]:
+        """The best checkpoints, the best one first, and `last.ckpt` where none is kept."""
+        names = self._ranked(self.best) or [LAST]
+        return [self.directory / name for name in names]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         folder: Any = trainer.strategy.broadcast(self.folder)
         self.directory = Path(folder) / "checkpoints"
-        if trainer.strategy.broadcast(trainer.ckpt_path) != trainer.ckpt_path:
+        if trainer.strategy.broadcast(self.resumed) != self.resumed:
             raise ProjectError(
                 "the processes have found different checkpoints to go on from\n"
                 "Name one: training.resume_from_checkpoint=PATH"
@@ -121,11 +125,10 @@ class Checkpoints(Checkpoint):
             self._end_if_asked(trainer, ending)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        dropped = self._save_if_best(trainer)
+        self._save_if_best(trainer)
         if self.options.save_last or self.options.save_top_k == 0:
             self._save_last(trainer)
-        for name in dropped:
-            trainer.strategy.remove_checkpoint(self.directory / name)
+        self._drop_others(trainer)
         ending, _late = self._agreement.highest(self.interruption.number, False)
         if ending and not self.options.save_last:
             self._save_last(trainer)
@@ -133,24 +136,32 @@ class Checkpoints(Checkpoint):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.interruption.raise_at_once()  # all is saved
+        self._drop_others(trainer)
 
-    def _save_if_best(self, trainer: pl.Trainer) -> list[str]:
-        """Saves the epoch if it is one of the best; the file names of those it pushes out."""
+    def _save_if_best(self, trainer: pl.Trainer) -> None:
         options, metric = self.options, self.options.monitor_metric
-        if options.save_top_k == 0:
-            return []
         worst = math.inf if monitor_mode(metric) == "min" else -math.inf
         value = self.metrics.latest.get(metric, math.nan)
         name = f"epoch={trainer.current_epoch:03d}-{metric}={value:.3f}.ckpt"
-        ranked = {**self.best, name: worst if math.isnan(value) else value}
-        sign = 1 if monitor_mode(metric) == "min" else -1
-        kept = sorted(ranked, key=lambda n: sign * ranked[n])[: options.save_top_k]
-        if name not in kept:
-            return []
-        dropped = [n for n in ranked if n not in kept]
-        self.best = {n: v for n, v in ranked.items() if n in kept}
-        self._save(trainer, name)
-        return dropped
+        candidates = {**self.best, name: worst if math.isnan(value) else value}
+        kept = self._ranked(candidates)[: options.save_top_k]
+        if name in kept:
+            self.best = {n: v for n, v in candidates.items() if n in kept}
+            self._save(trainer, name)
+
+    def _ranked(self, values: dict[str, float]) -> list[str]:
+        sign = 1 if monitor_mode(self.options.monitor_metric) == "min" else -1
+        return sorted(values, key=lambda name: sign * values[name])
+
+    def _drop_others(self, trainer: pl.Trainer) -> None:
+        """Removes the epochs so far that are not among the best, whoever has left them there."""
+        if self.folder is None:
+            return
+        for path in self.directory.glob("epoch=*.ckpt"):
+            number = re.match(r"epoch=(\d+)", path.name)
+            past = number is not None and int(number[1]) <= trainer.current_epoch
+            if past and path.name not in self.best:
+                path.unlink(missing_ok=True)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         self._save(trainer, LAST)

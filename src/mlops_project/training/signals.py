@@ -35,6 +35,8 @@ class Interruption:
     def raise_at_once(self) -> None:
         """From now on, a signal raises KeyboardInterrupt (Ctrl-C) or Interrupted."""
         self._install(_raise)
+        if self.number:  # noted after the last look at it
+            _raise(self.number, None)
 
     def _install(self, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -44,7 +46,7 @@ class Interruption:
                     signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
+        if self.number == number == signal.SIGINT:
             leave_at_once(EXIT_INTERRUPTED)
         if not self.number:
             self.number = number

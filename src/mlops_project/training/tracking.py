@@ -56,6 +56,9 @@ class EpochMetrics(Callback):
         self.outputs: dict[str, list[dict[str, torch.Tensor]]] = {}
         self.latest: dict[str, float] = {}
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.module = pl_module
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._finish("train", trainer, pl_module)
 
@@ -79,8 +82,8 @@ class EpochMetrics(Callback):
         train = self.outputs.get("train", [])
         # What a resumed run has brought along is on the CPU, what followed is on the device.
         joined = {
-            name: torch.cat([o[name].to(latest.device) for o in train])
-            for name, latest in (train[-1] if train else {}).items()
+            name: torch.cat([o[name].to(self.module.device) for o in train])
+            for name in (train[0] if train else {})
         }
         return {
             "train": {name: torch.from_numpy(_gather(value)) for name, value in joined.items()},
@@ -88,8 +91,11 @@ class EpochMetrics(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-        self.outputs["train"] = [state_dict["train"]] if state_dict["train"] and first else []
+        train = state_dict["train"]
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            # The first process has all of it; the others take part in gathering nothing.
+            train = {name: values[:0] for name, values in train.items()}
+        self.outputs["train"] = [train] if train else []
         self.latest = dict(state_dict["latest"])
 
     def _collect(self, split: str, outputs: dict[str, torch.Tensor]) -> None:
