@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from mlops_project import settings
-from mlops_project.errors import InputError
-from mlops_project.training.checkpoints import load_checkpoint
+from mlops_project.errors import InputError, Interrupted
+from mlops_project.training.checkpoints import AtomicCheckpointIO, load_checkpoint
 from mlops_project.training.folders import new_run_folder
 from mlops_project.training.run import Result, train
 
@@ -258,3 +258,58 @@ def test_weights_and_biases_goes_on_with_the_same_run(
     runs = sorted(path.name for path in Path("wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 2
     assert len(set(runs)) == 1
+
+
+def test_a_run_that_was_done_can_be_tested_from_a_copied_checkpoint(
+    train_here: Train, tmp_path: Path
+) -> None:
+    first = train_here("training.max_epochs=1")
+    copy = tmp_path / "copy.ckpt"
+    shutil.copy(LAST, copy)
+    result = train_here(f"training.resume_from_checkpoint={copy}", plain=True)
+    assert result.folder == RUN.with_name("version_1")
+    assert result.test == first.test
+
+
+def test_a_damaged_best_checkpoint_costs_only_itself(
+    train_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    best = train_here("training.max_epochs=2").checkpoint
+    best.write_bytes(best.read_bytes()[:1000])
+    result = train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
+    assert "The next best one is tested instead" in capfd.readouterr().out
+    assert result.checkpoint != best
+
+
+def test_the_number_of_batches_cannot_change_within_an_epoch(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlops_project.training.signals import Interruption
+
+    with monkeypatch.context() as patch:
+        # As if a signal had come in the first step
+        patch.setattr(Interruption, "defer", lambda self: setattr(self, "number", 15))
+        with pytest.raises(Interrupted, match="epoch 1, step 1 is saved") as caught:
+            train_here("training.max_epochs=2")
+    assert caught.value.exit_code == 143
+    resume = f"training.resume_from_checkpoint={LAST}"
+    with pytest.raises(InputError, match="made within an epoch"):
+        train_here(resume, "data.batch_size=8", "training.allow_changes=true", plain=True)
+
+
+def test_a_file_that_lacks_what_a_resume_needs_is_refused(train_here: Train) -> None:
+    train_here("training.max_epochs=1")
+    for name in ("callbacks", "loops", "HAM10000DataModule"):
+        checkpoint = load_checkpoint(LAST)
+        del checkpoint[name]
+        AtomicCheckpointIO().save_checkpoint(checkpoint, "lacking.ckpt")
+        with pytest.raises(InputError, match="lacks what a run needs"):
+            train_here("training.resume_from_checkpoint=lacking.ckpt", plain=True)
+
+
+def test_what_a_kill_has_left_among_the_best_goes(train_here: Train) -> None:
+    train_here("training.max_epochs=2")
+    left = LAST.with_name("epoch=001-val_loss=9.999.ckpt")
+    shutil.copy(LAST, left)
+    train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
+    assert not left.exists()
