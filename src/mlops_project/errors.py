@@ -46,8 +46,8 @@ class Interrupted(ProjectError):
 
 _FILE_ADVICE = {
     errno.EFBIG: "the disk allows no larger files: choose another one",
-    errno.ENOSPC: "the disk is full: make room and run the same command again",
-    errno.EDQUOT: "your quota is used up: make room and run the same command again",
+    errno.ENOSPC: "the disk is full: make room, then go on",
+    errno.EDQUOT: "your quota is used up: make room, then go on",
     errno.EROFS: "this folder is read-only: run the command in a folder that can be written to",
     errno.EACCES: "no permission: run the command in a folder that you may write to",
     errno.EPERM: "no permission: run the command in a folder that you may write to",

@@ -120,7 +120,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
+        what = "a folder; its checkpoints are named …/checkpoints/NAME.ckpt"
+        raise InputError(f"{path}: {what if path.is_dir() else 'no such checkpoint'}")
     checked = _has_checksum(path)
     checkpoint = read_tensors(path, "checkpoint")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(ENTRY), dict):

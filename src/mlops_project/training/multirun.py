@@ -50,6 +50,7 @@ def run_each(arguments: Sequence[str]) -> int:
         print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
         code = _run([sys.executable, str(PROGRAM), *job])
         if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            print(f"{len(jobs) - number} of {len(jobs)} runs were not started", flush=True)
             return code
         first_failure = first_failure or code
     logging.shutdown()

@@ -163,7 +163,8 @@ class NonFinite(Callback):
             f"Last good checkpoint: {good or 'none yet'}\n"
             "Likely causes: too high a learning rate (try a tenth of it, with "
             "training.warmup_epochs=1),\nno training.gradient_clip_val=1.0, or float16 "
-            "(training.precision=bf16); training.on_nonfinite=skip passes over single steps."
+            "(training.precision=bf16)."
+            + ("" if self.skips else " training.on_nonfinite=skip passes over single steps.")
         )
 
     def _names(self, rows: torch.Tensor) -> str:

@@ -147,12 +147,12 @@ def leave_word(error: BaseException) -> None:
     leave_at_once(code)
 
 
-def failure_of_another(error: BaseException) -> ProjectError | None:
+def failure_of_another(error: BaseException) -> str | None:
     """In the first process, what the others have died of, where that explains its own error.
 
     Waits some seconds for them; then those that hang are asked where, and are ended.
     """
-    if not _started or isinstance(error, ProjectError):
+    if not _started:
         return None
     _ending.set()
     deadline = time.monotonic() + GRACE_SECONDS
@@ -161,11 +161,11 @@ def failure_of_another(error: BaseException) -> ProjectError | None:
         time.sleep(0.1)
     for rank, process in enumerate(_started, start=1):
         if process.poll() not in (None, 0):
-            return ProjectError(f"process {rank} has ended: {_last_words(rank, process)}")
+            return f"process {rank} has ended: {_last_words(rank, process)}"
     if timed_out:
         for rank, process in enumerate(_started, start=1):
             if process.poll() is None:
-                return ProjectError(f"process {rank} does not answer; {_where(rank, process)}")
+                return f"process {rank} does not answer; {_where(rank, process)}"
     return None
 
 

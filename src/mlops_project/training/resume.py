@@ -61,23 +61,40 @@ class Resume:
         return self.checkpoint["callbacks"]["Checkpoints"]["logs"]
 
     @property
+    def epochs_done(self) -> int:
+        """Epochs that are complete."""
+        return self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+
+    @property
+    def told(self) -> str:
+        """Where it goes on, for the user."""
+        step = self.checkpoint["global_step"]
+        return f"{self.path} ({self.epochs_done} epochs done, {step} steps)"
+
+    @property
     def within_epoch(self) -> bool:
         """Whether it was made between two steps of an epoch, and not between two epochs."""
         return self.checkpoint[POSITION]["batches"] > 0
 
     def check_data(self, data: HAM10000DataModule, config: Config) -> None:
         """Raises InputError if the images or their split are not what they were."""
-        if data.split_hash() != self.facts["split_hash"] and not config.training.allow_changes:
+        if data.split_hash() == self.facts["split_hash"]:
+            return
+        leak = "images that it was trained on may then be in the validation or test split"
+        changed = (
+            f"{self.path}: the images of {config.data.data_dir} or their split have changed since "
+            f"(split {self.facts['split_hash']}, now {data.split_hash()})"
+        )
+        if not config.training.allow_changes:
             raise InputError(
-                f"{self.path}: the images of {config.data.data_dir} or their split have changed "
-                f"since (split {self.facts['split_hash']}, now {data.split_hash()})\n"
-                "training.allow_changes=true goes on all the same: images that it was trained on "
-                "may then be in the validation or test split."
+                f"{changed}\ntraining.allow_changes=true goes on all the same: {leak}."
             )
+        log.warning("%s: %s", changed, leak)
 
     def rewind(self, folder: Path) -> None:
         """Brings a run's folder, its own or a new one, to where the checkpoint was made."""
-        (folder / folders.RESULTS).unlink(missing_ok=True)
+        for name in (folders.RESULTS, "hparams.yaml"):  # Lightning leaves the latter as it is
+            (folder / name).unlink(missing_ok=True)
         (folder / "checkpoints").mkdir(exist_ok=True)
         for place in (folder, folder / "checkpoints"):
             remove_unfinished(place)
@@ -130,12 +147,15 @@ def open_resume(path: str) -> Resume:
         )
     try:
         # Not the weights, which Lightning reads again.
-        kept = {name: checkpoint[name] for name in (ENTRY, "callbacks", "loops", POSITION)}
+        kept = {
+            name: checkpoint[name]
+            for name in (ENTRY, "callbacks", "loops", POSITION, "epoch", "global_step")
+        }
         resume = Resume(Path(path), kept, folder)
         history = kept["callbacks"]["History"]
         _ = [history["logged_step"], history["rows"], resume.facts["weights"], resume.positions]
         _ = [resume.facts["config"], resume.facts["split_hash"], resume.within_epoch]
-        _epochs_done(resume)
+        _ = [resume.epochs_done, resume.told]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: lacks what a run needs to go on ({error})\n"
@@ -148,41 +168,47 @@ def _is_first() -> bool:
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
-def _epochs_done(resume: Resume) -> int:
-    return resume.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-
-
 def _automatic(config: Config) -> str | None:
     if CHOSEN in os.environ and not _is_first():
         return os.environ[CHOSEN] or None
+    reasons = []
     for folder in reversed(folders.run_folders(config.model.name)):
         try:
-            found = _last_of(folder, config)
+            found, reason = _last_of(folder, config)
         except (ProjectError, OSError) as error:
-            log.info("%s is passed over: %s", folder, str(error).splitlines()[0])
-            found = None
+            found, reason = None, str(error).splitlines()[0]
         if found is not None:
             return str(found)
         folders.release()
-    log.info("no unfinished run of %s with these settings: starting a new one", config.model.name)
+        reasons.append(f"; {folder} {reason}")
+    log.info(
+        "no unfinished run of %s with these settings: starting a new one%s",
+        config.model.name,
+        reasons[0] if reasons else "",
+    )
     return None
 
 
-def _last_of(folder: Path, config: Config) -> Path | None:
-    """Where an unfinished run with these settings goes on, which is kept for this process then."""
-    if (folder / folders.RESULTS).exists() or not _may_match(config, folder):
-        return None
+def _last_of(folder: Path, config: Config) -> tuple[Path | None, str]:
+    """Where an unfinished run with these settings goes on, and else why it does not.
+
+    The run is kept for this process then.
+    """
+    if (folder / folders.RESULTS).exists():
+        return None, "is finished"
+    if not _may_match(config, folder):
+        return None, "has other settings"
     if _is_first():
         folders.hold(folder)
     path, checkpoint = next(good_checkpoints(folder), (None, {}))
     if path is None or checkpoint[ENTRY]["format"] < 2:
-        return None
+        return None, "has no checkpoint to go on from"
     if _differ(config, checkpoint[ENTRY]["config"]):
-        return None
+        return None, "has other settings"
     last = folder / "checkpoints" / LAST
     if path != last and last.exists():
         log.warning("%s is damaged: going on from %s", last, path)
-    return path
+    return path, ""
 
 
 def _may_match(config: Config, folder: Path) -> bool:
@@ -235,6 +261,8 @@ def _settings(config: Config, given: frozenset[str] | None, resume: Resume) -> C
             f"{resume.path}: its run had other settings: {', '.join(told[:4])}{more}\n"
             "Leave them as they were, or training.allow_changes=true to go on with the new ones."
         )
+    for name, (old, new) in changed.items():
+        log.warning("%s=%s from here on (before: %s)", name, new, old)
     within = sorted(changed.keys() & BATCHES)
     if within and resume.within_epoch:
         raise InputError(
@@ -249,7 +277,7 @@ def _settings(config: Config, given: frozenset[str] | None, resume: Resume) -> C
         if named and (value != "auto" or name == "data.cache"):
             group, _, leaf = name.rpartition(".")
             setattr(_group(merged, group), leaf, value)
-    done = _epochs_done(resume)
+    done = resume.epochs_done
     if merged.training.max_epochs < done:
         raise InputError(
             f"training.max_epochs={merged.training.max_epochs}: {resume.path} has {done} behind it"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,7 +129,9 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
             resume.rewind(folder)
         summary.describe(config, built, data, folder)
         if resume:
-            log.info("going on from %s", resume.path)
+            log.info("going on from %s", resume.told)
+            if resume.epochs_done >= config.training.max_epochs:
+                log.info("all of its epochs are done: only the test is repeated")
         if config.data.preview:
             draw_preview(data, module.augmentation, folder / "preview.png")
     positions = resume.positions if resume else {}
@@ -189,6 +192,9 @@ def _best(keeper: Checkpoints) -> tuple[Path, dict[str, Any]]:
 @contextmanager
 def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Iterator[None]:
     """Raises what ends a training as what it is, with how to go on."""
+    hook = threading.excepthook
+    # TensorBoard's thread has a full disk or a vanished folder as well; this one tells of it.
+    threading.excepthook = lambda told: None if _is_of_files(told) else hook(told)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -201,7 +207,7 @@ def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Itera
     except RuntimeError as error:
         other = processes.failure_of_another(error)
         if other is not None:
-            raise other from error
+            raise ProjectError(other + go_on(keeper)) from error
         if is_out_of_memory(error):
             raise ProjectError(memory_advice(config) + go_on(keeper)) from error
         raise
@@ -213,6 +219,12 @@ def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Itera
         if message is None:
             raise
         raise ProjectError(message + go_on(keeper)) from error
+    finally:
+        threading.excepthook = hook
+
+
+def _is_of_files(told: threading.ExceptHookArgs) -> bool:
+    return issubclass(told.exc_type, OSError)
 
 
 def go_on(keeper: Checkpoints) -> str:

@@ -50,7 +50,8 @@ class Interruption:
             leave_at_once(EXIT_INTERRUPTED)
         if not self.number:
             self.number = number
-            if number == signal.SIGINT and sys.stderr.isatty():
+            first = os.environ.get("LOCAL_RANK", "0") == "0"
+            if number == signal.SIGINT and first and sys.stderr.isatty():
                 # Straight to the terminal: a signal may arrive in the middle of another write.
                 os.write(2, b"\nfinishing the step, then saving (Ctrl-C again: leave at once)\n")
 
