@@ -250,11 +250,14 @@ def test_a_checkpoint_of_an_earlier_version_starts_a_new_run_at_best(train_here:
 
 
 def test_weights_and_biases_goes_on_with_the_same_run(
-    train_here: Train, monkeypatch: pytest.MonkeyPatch
+    here: tuple[str, str], run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    train_here("training.max_epochs=1", "wandb.enabled=true")
-    train_here(f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2", plain=True)
+    for words in (
+        (*here, *BASE, "training.max_epochs=1", "wandb.enabled=true"),
+        (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2"),
+    ):
+        done = run("train.py", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
     runs = sorted(path.name for path in Path("wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 2
     assert len(set(runs)) == 1
