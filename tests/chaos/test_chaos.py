@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("kind", ["kill", "mixed"])
+@pytest.mark.parametrize("kind", ["mixed", pytest.param("kill", marks=pytest.mark.slow)])
 def test_a_disturbed_run_ends_as_one_left_alone(kind: str) -> None:
     words = ["-m", "tests.chaos", "--kind", kind, "--rounds", "1", "--jobs", "1"]
     done = subprocess.run(

@@ -393,25 +393,6 @@ def test_the_advice_for_too_little_memory_keeps_the_effective_batch() -> None:
     assert len(message.splitlines()) <= 3
 
 
-def test_two_processes_train_as_one(
-    demo_folder: Path, tmp_path: Path, command: Callable[..., list[str]], run: Any
-) -> None:
-    options: Options = (f"data.data_dir={demo_folder}", *SMALL, *TINY, "training.optimizer=sgd")
-    options = (*options, "training.accelerator=cpu", "training.limit_train_batches=2")
-    two = run(
-        "train.py", *options, "training.devices=2", "training.strategy=ddp", "data.batch_size=8"
-    )
-    assert two.returncode == 0, two.stdout + two.stderr
-    one = run("train.py", *options)
-    assert one.returncode == 0, one.stdout + one.stderr
-    tables = [
-        pd.read_csv(tmp_path / f"models/timm/version_{n}/metrics.csv").iloc[0] for n in (0, 1)
-    ]
-    for name in ("train_loss", "val_loss", "val_auroc"):
-        assert tables[0][name] == pytest.approx(tables[1][name], abs=1e-4), name
-    assert len(list((tmp_path / "logs").glob("*.log"))) == 2
-
-
 def test_an_offline_run_of_weights_and_biases_holds_what_was_asked_for(
     run_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,7 +211,12 @@ def test_runs_that_start_together_get_a_version_each_and_share_the_cache(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGUSR1, 143, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_costs_at_most_the_step_in_flight(
     demo_folder: Path,
