@@ -184,7 +184,7 @@ class Round:
         Raises:
             AssertionError: it did not fail in the way it should.
         """
-        before = self._steps()
+        before, read = self._steps(), len(self._output())
         process = start(self.folder, self.arguments)
         # Of the time it needs from here, some of which passes before its first step
         left = START_SHARE + (1 - START_SHARE) * (1 - before / self.steps)
@@ -196,15 +196,22 @@ class Round:
             getattr(self, f"_{kind}")(process)
         self.told.append(f"exit code {process.exitcode}, step {before} -> {self._steps()}")
         self._leaves_nothing_running()
+        # A worker whose main process was killed from under it may say so; others have no excuse.
+        if kind not in ("kill", "corrupt"):
+            assert "Traceback" not in self._output()[read:], f"a traceback after {kind}"
 
     def complete(self) -> Outcome:
         """Runs the command to its end, if it has not come there."""
+        read = len(self._output())
         if not list(self.folder.glob("models/*/*/results.json")):
             code = finish(start(self.folder, self.arguments), self.folder)
             assert code == 0, f"exit code {code} at the end"
-        text = (self.folder / "output.txt").read_text()
-        assert "Traceback" not in text, "a traceback"
+        assert "Traceback" not in self._output()[read:], "a traceback at the end"
         return outcome(self.folder)
+
+    def _output(self) -> str:
+        path = self.folder / "output.txt"
+        return path.read_text() if path.exists() else ""
 
     def _kill(self, process: Any) -> None:
         process.kill()
@@ -232,7 +239,9 @@ class Round:
         else:
             limit = self.random.randrange(60_000)
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        read = len(self._output())
         code = finish(process, self.folder)
+        assert code == 0 or self._output()[read:].count("error: ") == 1, "not one message"
         (self.folder / "ballast").unlink(missing_ok=True)
         assert code in (1, 0), f"exit code {code} with a full disk"
         for path in self.folder.glob("models/*/*/checkpoints/*"):
