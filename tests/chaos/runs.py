@@ -227,6 +227,8 @@ class Round:
 
     def _corrupt(self, process: Any) -> None:
         self._kill(process)
+        if list(self.folder.glob("models/*/*/results.json")):
+            return  # nothing goes on from it any more
         for path in self.folder.glob("models/*/*/checkpoints/last.ckpt"):
             damage(path, self.random)
 
