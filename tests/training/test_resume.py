@@ -249,6 +249,7 @@ def test_a_checkpoint_of_an_earlier_version_starts_a_new_run_at_best(train_here:
     assert result.folder == RUN.with_name("version_1")
 
 
+@pytest.mark.slow  # and alone: another test's run in the same process may redirect its folder
 def test_weights_and_biases_goes_on_with_the_same_run(
     here: tuple[str, str], run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
