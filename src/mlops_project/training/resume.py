@@ -147,10 +147,8 @@ def open_resume(path: str) -> Resume:
         )
     try:
         # Not the weights, which Lightning reads again.
-        kept = {
-            name: checkpoint[name]
-            for name in (ENTRY, "callbacks", "loops", POSITION, "epoch", "global_step")
-        }
+        names = (ENTRY, "callbacks", "loops", POSITION, "global_step")
+        kept = {name: checkpoint[name] for name in names}
         resume = Resume(Path(path), kept, folder)
         history = kept["callbacks"]["History"]
         _ = [history["logged_step"], history["rows"], resume.facts["weights"], resume.positions]

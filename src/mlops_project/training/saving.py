@@ -178,7 +178,7 @@ class Checkpoints(Checkpoint):
         self.seconds, self._started = self.seconds + now - self._started, now
         if self.folder is not None:
             self._logs = positions(trainer.loggers, self.folder)
-        trainer.save_checkpoint(self.directory / name, weights_only=False)
+        trainer.save_checkpoint(self.directory / name)
 
     def _end_if_asked(self, trainer: pl.Trainer, number: int) -> None:
         if number:
