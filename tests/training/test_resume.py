@@ -249,10 +249,13 @@ def test_a_checkpoint_of_an_earlier_version_starts_a_new_run_at_best(train_here:
     assert result.folder == RUN.with_name("version_1")
 
 
-@pytest.mark.slow  # and alone: another test's run in the same process may redirect its folder
 def test_weights_and_biases_goes_on_with_the_same_run(
-    here: tuple[str, str], run: Callable[..., subprocess.CompletedProcess[str]]
+    here: tuple[str, str],
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The wandb of another test in this process would serve these commands too, in its own folder.
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
     for words in (
         (*here, *BASE, "training.max_epochs=1", "wandb.enabled=true"),
         (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2"),
