@@ -11,12 +11,13 @@ from logging.handlers import MemoryHandler
 from typing import TYPE_CHECKING, NoReturn
 
 from mlops_project.errors import (
+    ENDING_SIGNALS,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
-    Interrupted,
     ProjectError,
     file_failure,
     is_out_of_memory,
+    raise_for_signal,
 )
 from mlops_project.printable import printable
 
@@ -44,8 +45,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     Args:
         main: returns its exit code, None for 0.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # the latter is SLURM's warning
-        signal.signal(number, _terminate)
+    for number in set(ENDING_SIGNALS) - {signal.SIGINT}:  # for which Python has its handler
+        signal.signal(number, raise_for_signal)
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -95,10 +96,6 @@ def _end_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes this for a failure
     for worker in workers:
         worker.kill()
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise Interrupted(f"ended by {signal.Signals(number).name}")
 
 
 def run_typer(app: typer.Typer) -> NoReturn:

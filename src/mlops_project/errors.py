@@ -7,6 +7,9 @@ escapes is a bug and keeps its traceback.
 from __future__ import annotations
 
 import errno
+import signal
+from types import FrameType
+from typing import NoReturn
 
 EXIT_FAILED = 1
 EXIT_USER_INPUT = 2
@@ -31,6 +34,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
+# What asks a program to end. SLURM sends SIGUSR1 some time before it does, where it is told to
+# (--signal=USR1@120).
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
 class Interrupted(ProjectError):
     """A signal asked for the end, and the work is in good order.
 
@@ -42,6 +50,13 @@ class Interrupted(ProjectError):
     def __init__(self, message: str, exit_code: int = EXIT_TERMINATED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def raise_for_signal(number: int, frame: FrameType | None) -> NoReturn:
+    """A signal's handler: KeyboardInterrupt for Ctrl-C, as Python has it, else Interrupted."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Interrupted(f"ended by {signal.Signals(number).name}")
 
 
 _FILE_ADVICE = {

@@ -1,10 +1,16 @@
-"""What the tests of training share: small images that are there, and decoded already."""
+"""What the tests of training share: images that are decoded already, and runs to be disturbed."""
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+Disturb = Callable[..., tuple[int, str]]
+ENDLESS = ("training.max_epochs=1000", "training.early_stopping_patience=0")
 
 
 @pytest.fixture
@@ -12,3 +18,32 @@ def here(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Enters an empty working folder; settings that find the images, and those decoded before."""
     monkeypatch.chdir(tmp_path)
     return f"data.data_dir={demo_folder}", f"data.cache={demo_folder.parent / 'cache'}"
+
+
+@pytest.fixture
+def disturb(here: tuple[str, str], command: Callable[..., list[str]]) -> Disturb:
+    """Starts an endless training, and does something to it once it has told of some epochs.
+
+    `disturb("epoch 2/", act, *options)` calls `act(process)` at the first line that begins so, and
+    returns the exit code and all of the output. The process leads a session of its own.
+    """
+
+    def run(line: str, act: Callable[[Any], object], *options: str) -> tuple[int, str]:
+        process = subprocess.Popen(
+            command("train.py", *here, "data.image_size=32", *ENDLESS, *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        output = ""
+        for told in process.stdout:
+            output += told
+            if told.startswith(line):
+                act(process)
+                break
+        output += process.stdout.read()
+        return process.wait(timeout=60), output
+
+    return run

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -169,30 +170,17 @@ def test_two_processes_measure_exactly_what_one_measures(
         assert two[f"test_{name}"] == pytest.approx(one[f"test_{name}"], abs=1e-9), name
 
 
-def test_ctrl_c_in_a_terminal_ends_both_processes_in_good_order(
-    demo_folder: Path, tmp_path: Path, command: Callable[..., list[str]]
-) -> None:
-    words = command("train.py", f"data.data_dir={demo_folder}", *SMALL, *TWO)
-    process = subprocess.Popen(
-        [*words, "training.max_epochs=1000", "training.early_stopping_patience=0"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("epoch 2/"):
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-            break
-    lines += process.stdout.readlines()
-    output = "".join(lines)
-    assert process.wait(timeout=60) == 130, output
+def test_ctrl_c_in_a_terminal_ends_both_processes_in_good_order(disturb: Any) -> None:
+    leaders = []
+
+    def press(process: Any) -> None:
+        leaders.append(process.pid)
+        os.killpg(process.pid, signal.SIGINT)  # all processes of a terminal get it
+
+    ended, output = disturb("epoch 2/", press, *SMALL, *TWO)
+    assert ended == 130, output
     assert "Traceback" not in output
     assert output.count("To go on") == 1
-    assert left_running(process.pid) == []
-    last = tmp_path / "models/baseline_cnn/version_0/checkpoints/last.ckpt"
+    assert left_running(leaders[0]) == []
+    last = Path("models/baseline_cnn/version_0/checkpoints/last.ckpt")
     assert torch.load(last, weights_only=True)["global_step"] >= 10

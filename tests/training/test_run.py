@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ from PIL import Image
 from mlops_project import settings
 from mlops_project.errors import InputError
 from mlops_project.training.run import Result, train
+from mlops_project.training.tracking import start_logging
 
 SMALL = ("data.image_size=32", "data.batch_size=16", "training.max_epochs=2")
 
@@ -219,43 +221,54 @@ def test_runs_that_start_together_get_a_version_each_and_share_the_cache(
     ],
 )
 def test_a_signal_costs_at_most_the_step_in_flight(
-    demo_folder: Path,
-    tmp_path: Path,
-    command: Callable[..., list[str]],
-    number: signal.Signals,
-    code: int,
+    number: signal.Signals, code: int, disturb: Any, tmp_path: Path
 ) -> None:
-    words = command("train.py", f"data.data_dir={demo_folder}", *SMALL)
-    process = subprocess.Popen(
-        [
-            *(*words, "training.max_epochs=1000", "training.early_stopping_patience=0"),
-            "training.log_every_n_steps=1",
-        ],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    ended, output = disturb(
+        "epoch 3/",
+        lambda process: process.send_signal(number),
+        *("data.batch_size=16", "training.log_every_n_steps=1"),
     )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("epoch 3/"):
-            process.send_signal(number)
-            break
-    lines += process.stdout.readlines()
-    assert process.wait(timeout=60) == code, "".join(lines)
-    assert "Traceback" not in "".join(lines)
-    last = tmp_path / "models/baseline_cnn/version_0/checkpoints/last.ckpt"
+    assert ended == code, output
+    assert "Traceback" not in output
+    last = Path("models/baseline_cnn/version_0/checkpoints/last.ckpt")
     saved = torch.load(last, weights_only=True)
-    told = f"epoch {saved['epoch'] + 1}, step {saved['global_step']} is saved"
-    assert told in lines[-2]
-    assert lines[-1].endswith(
-        "training.resume_from_checkpoint=models/baseline_cnn/version_0/checkpoints/last.ckpt\n"
-    )
+    lines = output.splitlines()
+    assert f"epoch {saved['epoch'] + 1}, step {saved['global_step']} is saved" in lines[-2]
+    assert lines[-1].endswith(f"training.resume_from_checkpoint={last}")
     # The step it was in when the signal came is the last one that anything tells of.
-    logged = pd.read_csv(tmp_path / "logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
+    logged = pd.read_csv("logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
     assert logged["step"].max() == saved["global_step"]
+
+
+def test_a_folder_that_vanishes_is_one_clear_message(disturb: Any) -> None:
+    folder = Path("models/baseline_cnn/version_0")
+    ended, output = disturb("epoch 2/", lambda process: shutil.rmtree(folder))
+    assert ended == 1, output
+    assert "Traceback" not in output
+    assert "it has vanished" in output.splitlines()[-1]
+    assert not folder.exists()
+
+
+def test_the_end_of_several_runs_is_passed_on_to_the_one_that_is_running(disturb: Any) -> None:
+    ended, output = disturb("epoch 2/", lambda process: process.terminate(), "-m", "seed=1,2")
+    assert ended == 143, output
+    assert "Traceback" not in output
+    assert "is saved. To go on" in output
+    assert output.splitlines()[-1] == "1 of 2 runs were not started"
+    assert not Path("models/baseline_cnn/version_1").exists()
+
+
+def test_a_log_that_cannot_be_written_is_given_up_with_one_line(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    start_logging(Path("/dev/full"))
+    log = logging.getLogger("mlops_project")
+    log.info("first")
+    log.info("second")
+    output = capfd.readouterr()
+    assert output.out.splitlines()[-1] == "second"
+    assert output.out.count("goes on without this log (No space left on device)") == 1
+    assert output.err == ""
 
 
 def test_a_place_that_cannot_be_written_to_is_one_clear_message(

@@ -22,7 +22,7 @@ from mlops_project.data.cache import ImageCache, open_cache
 from mlops_project.data.sampling import EvaluationBatches, Request, TrainingBatches
 from mlops_project.data.sources import Source, read_source
 from mlops_project.data.splits import SPLITS, UNUSED, split_by_lesion, split_hash, subsample
-from mlops_project.errors import InputError
+from mlops_project.errors import ENDING_SIGNALS, InputError
 
 log = logging.getLogger("mlops_project")
 
@@ -288,7 +288,7 @@ class HAM10000DataModule(pl.LightningDataModule):
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     # Ctrl-C reaches every process of a terminal; the step in flight still needs its batch.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

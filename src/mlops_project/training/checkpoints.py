@@ -21,7 +21,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.errors import InputError, ProjectError
-from mlops_project.files import atomic_write
+from mlops_project.files import atomic_write, link_or_copy
 from mlops_project.models.build import BuiltModel
 from mlops_project.models.weights import read_tensors
 from mlops_project.settings import to_container
@@ -48,8 +48,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 hashing = _Hashing(file)
                 torch.save(checkpoint, cast(IO[bytes], hashing))
                 _append_checksum(file, hashing.digest())
-                if path.name == LAST and path.parent.name == "checkpoints":
-                    _keep_as_previous(path)
+                if path.name == LAST and path.parent.name == "checkpoints" and path.exists():
+                    # A damaged last.ckpt costs a few minutes then, and not the run.
+                    link_or_copy(path, path.parents[1] / PREVIOUS)
         except RuntimeError as error:
             # Closing its archive, torch complains once more and hides that the disk is full.
             if isinstance(error.__context__, OSError):
@@ -88,16 +89,6 @@ class _Hashing:
 def _append_checksum(file: IO[bytes], digest: str) -> None:
     file.seek(-2, os.SEEK_END)
     file.write(struct.pack("<H", _COMMENT) + _MARK + digest.encode())
-
-
-def _keep_as_previous(path: Path) -> None:
-    """Keeps what `last.ckpt` was, so that a damaged one costs a few minutes and not the run."""
-    previous = path.parents[1] / PREVIOUS
-    temporary = previous.with_name(f".{PREVIOUS}.tmp")
-    temporary.unlink(missing_ok=True)
-    with suppress(FileNotFoundError, PermissionError, NotImplementedError):
-        os.link(path, temporary)  # a second name, not a copy; some file systems have none
-        os.replace(temporary, previous)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.errors import InputError, ProjectError
-from mlops_project.files import remove_unfinished
+from mlops_project.files import link_or_copy, remove_unfinished
 from mlops_project.training import folders, logs
 from mlops_project.training.checkpoints import ENTRY, LAST, good_checkpoints, load_checkpoint
 
@@ -98,7 +97,9 @@ class Resume:
         (folder / "checkpoints").mkdir(exist_ok=True)
         for place in (folder, folder / "checkpoints"):
             remove_unfinished(place)
-        _make_last(self.path, folder / "checkpoints" / LAST)
+        last = folder / "checkpoints" / LAST
+        if self.path.absolute() != last.absolute():  # an older one, or last.ckpt is damaged
+            link_or_copy(self.path, last)
         history = self.checkpoint["callbacks"]["History"]
         logs.rewind(folder, self.positions, history["logged_step"], len(history["rows"]))
 
@@ -293,16 +294,3 @@ def _group(config: Config, name: str) -> Any:
 def _value(config: Config, name: str) -> Any:
     group, _, leaf = name.rpartition(".")
     return getattr(_group(config, group), leaf)
-
-
-def _make_last(path: Path, last: Path) -> None:
-    """Makes `last.ckpt` what the run goes on from, which may be an older one, or it is damaged."""
-    if path.absolute() == last.absolute():
-        return
-    temporary = last.with_name(f".{LAST}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, last)

@@ -9,10 +9,12 @@ import threading
 from types import FrameType
 from typing import Any
 
-from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Interrupted
-
-# SIGUSR1 is what SLURM sends some time before the end, where asked to (--signal=USR1@120).
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from mlops_project.errors import (
+    ENDING_SIGNALS,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    raise_for_signal,
+)
 
 
 class Interruption:
@@ -34,13 +36,13 @@ class Interruption:
 
     def raise_at_once(self) -> None:
         """From now on, a signal raises KeyboardInterrupt (Ctrl-C) or Interrupted."""
-        self._install(_raise)
+        self._install(raise_for_signal)
         if self.number:  # noted after the last look at it
-            _raise(self.number, None)
+            raise_for_signal(self.number, None)
 
     def _install(self, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in ENDING:
+            for number in ENDING_SIGNALS:
                 # What a shell's `nohup` or `&` has told to ignore Ctrl-C goes on doing so.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, handler)
@@ -71,9 +73,3 @@ def leave_at_once(code: int) -> None:
         except psutil.Error:
             continue
     os._exit(code)
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Interrupted(f"ended by {signal.Signals(number).name}")
