@@ -59,7 +59,7 @@ def main(
         code = runs.finish(runs.start(alone, arguments), alone)
         seconds = time.monotonic() - began
         if code:
-            sys.exit(f"the undisturbed run failed:\n{(alone / 'output.txt').read_text()}")
+            sys.exit(f"the undisturbed run failed:\n{runs.output_of(alone).read_text()}")
     expected = runs.outcome(alone)
     print(f"undisturbed: {seconds:.1f} s, {len(expected.scalars)} logged values", flush=True)
 

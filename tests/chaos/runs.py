@@ -63,10 +63,15 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["mlops_project.training.run", "wandb"])
 
 
+def output_of(folder: Path) -> Path:
+    """What the runs in a folder have printed: beside it, where a full disk cannot swallow it."""
+    return folder.with_name(f"{folder.name}.txt")
+
+
 def _train(folder: str, arguments: list[str]) -> None:
-    """In a process of its own: the training command, with its output in `folder/output.txt`."""
+    """In a process of its own: the training command, with its output in `output_of(folder)`."""
+    output = os.open(output_of(Path(folder)), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.chdir(folder)
-    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = ["train.py", *arguments]
@@ -210,7 +215,7 @@ class Round:
         return outcome(self.folder)
 
     def _output(self) -> str:
-        path = self.folder / "output.txt"
+        path = output_of(self.folder)
         return path.read_text() if path.exists() else ""
 
     def _kill(self, process: Any) -> None:
@@ -243,7 +248,8 @@ class Round:
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
         read = len(self._output())
         code = finish(process, self.folder)
-        assert code == 0 or self._output()[read:].count("error: ") == 1, "not one message"
+        told = self._output()[read:]
+        assert code == 0 or told.count("error: ") == 1, f"not one message: {told[-500:]}"
         (self.folder / "ballast").unlink(missing_ok=True)
         assert code in (1, 0), f"exit code {code} with a full disk"
         for path in self.folder.glob("models/*/*/checkpoints/*"):
