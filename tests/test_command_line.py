@@ -142,6 +142,13 @@ def test_output_onto_a_full_disk_says_so(flag: str, command: Command) -> None:
         ("raise ProjectError('the network is gone')", 1, "the network is gone"),
         ("raise InputError('no such table')", 2, "no such table"),
         ("os.kill(os.getpid(), signal.SIGINT); signal.pause()", 130, "interrupted"),
+        ("os.kill(os.getpid(), signal.SIGTERM); signal.pause()", 143, "ended by SIGTERM"),
+        (
+            "try:\n    os.kill(os.getpid(), signal.SIGUSR1); signal.pause()\n"
+            "except Exception as error:\n    raise InputError('not readable') from error",
+            143,
+            "ended by SIGUSR1",
+        ),
         ("bytearray(2**62)", 1, "out of memory: try a smaller data.batch_size"),
         ("import torch; torch.empty(2**60)", 1, "out of memory: try a smaller data.batch_size"),
         pytest.param(

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NoReturn
 from mlops_project.errors import (
     ENDING_SIGNALS,
     EXIT_FAILED,
-    EXIT_INTERRUPTED,
     ProjectError,
     file_failure,
+    interrupted_by,
     is_out_of_memory,
     raise_for_signal,
+    signal_arrived,
 )
 from mlops_project.printable import printable
 
@@ -45,15 +46,16 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     Args:
         main: returns its exit code, None for 0.
     """
-    for number in set(ENDING_SIGNALS) - {signal.SIGINT}:  # for which Python has its handler
-        signal.signal(number, raise_for_signal)
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
+            signal.signal(number, raise_for_signal)
     try:
         code = main() or 0
         sys.stdout.flush()
     except ProjectError as error:
         code = _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        code = _fail("interrupted", EXIT_INTERRUPTED)
+        code = _fail(*interrupted_by(signal_arrived()))
     except BrokenPipeError:
         code = 0  # the reader of a pipe has gone, as `| head` does
     except MemoryError:

@@ -52,11 +52,32 @@ class Interrupted(ProjectError):
         self.exit_code = exit_code
 
 
+class Signalled(KeyboardInterrupt):
+    """A signal, raised where it arrives; no Exception, so that nobody takes it for a failure."""
+
+
+_arrived: list[int] = []
+
+
 def raise_for_signal(number: int, frame: FrameType | None) -> NoReturn:
-    """A signal's handler: KeyboardInterrupt for Ctrl-C, as Python has it, else Interrupted."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise Interrupted(f"ended by {signal.Signals(number).name}")
+    """A signal's handler: raises `Signalled`."""
+    _arrived.append(number)
+    raise Signalled
+
+
+def signal_arrived() -> int:
+    """The first signal for which `raise_for_signal` has raised; 0: none.
+
+    Python and some libraries drop what is raised within their own callbacks.
+    """
+    return _arrived[0] if _arrived else 0
+
+
+def interrupted_by(number: int) -> tuple[str, int]:
+    """What to tell of a signal (0: none that is known), and the exit code after it."""
+    if number in (0, signal.SIGINT):
+        return "interrupted", EXIT_INTERRUPTED
+    return f"ended by {signal.Signals(number).name}", EXIT_TERMINATED
 
 
 _FILE_ADVICE = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlops_project import settings
-from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Interrupted
+from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, signal_arrived
 
 PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
 
@@ -22,11 +22,10 @@ def _run(words: list[str]) -> int:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            # A terminal has sent it to both; a second one would end the run at once.
-            if not sys.stdin.isatty():
-                process.send_signal(signal.SIGINT)
-        except Interrupted:
-            process.terminate()
+            number = signal_arrived()
+            # A terminal has sent Ctrl-C to both; a second one would end the run at once.
+            if number != signal.SIGINT or not sys.stdin.isatty():
+                process.send_signal(number)
         else:
             return 128 - code if code < 0 else code
 

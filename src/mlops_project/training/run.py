@@ -21,12 +21,13 @@ from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.errors import (
-    EXIT_INTERRUPTED,
     InputError,
     Interrupted,
     ProjectError,
     file_failure,
+    interrupted_by,
     is_out_of_memory,
+    signal_arrived,
 )
 from mlops_project.models.build import build_model
 from mlops_project.training import (
@@ -198,8 +199,9 @@ def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Itera
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        # Lightning turns Ctrl-C into exit code 1.
-        raise Interrupted("interrupted" + go_on(keeper), EXIT_INTERRUPTED) from None
+        # Lightning turns a signal into an exit code of its own.
+        told, code = interrupted_by(signal_arrived())
+        raise Interrupted(told + go_on(keeper), code) from None
     except Interrupted as error:
         if "To go on" in str(error):
             raise

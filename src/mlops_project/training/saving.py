@@ -13,12 +13,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, WeightAveraging
 
 from mlops_project.config import TrainingConfig
-from mlops_project.errors import Interrupted, ProjectError
+from mlops_project.errors import Interrupted, ProjectError, interrupted_by
 from mlops_project.training.checkpoints import LAST
 from mlops_project.training.logs import positions
 from mlops_project.training.nonfinite import NonFinite, weights_are_finite
 from mlops_project.training.processes import Agreement
-from mlops_project.training.signals import Interruption, exit_code
+from mlops_project.training.signals import Interruption
 from mlops_project.training.tracking import EpochMetrics, monitor_mode
 
 
@@ -188,7 +188,7 @@ class Checkpoints(Checkpoint):
                 f"{trainer.global_step} is saved. To go on:\n"
                 "  uv run src/mlops_project/train.py "
                 f"training.resume_from_checkpoint={path}",
-                exit_code(number),
+                interrupted_by(number)[1],
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 from mlops_project.errors import (
     ENDING_SIGNALS,
     EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
     raise_for_signal,
+    signal_arrived,
 )
 
 
@@ -31,11 +31,12 @@ class Interruption:
         self.number = 0
 
     def defer(self) -> None:
-        """From now on, signals are taken note of."""
+        """From now on, signals are taken note of, as is one before that somebody has dropped."""
         self._install(self._note)
+        self.number = self.number or signal_arrived()
 
     def raise_at_once(self) -> None:
-        """From now on, a signal raises KeyboardInterrupt (Ctrl-C) or Interrupted."""
+        """From now on, a signal raises `Signalled`."""
         self._install(raise_for_signal)
         if self.number:  # noted after the last look at it
             raise_for_signal(self.number, None)
@@ -56,11 +57,6 @@ class Interruption:
             if number == signal.SIGINT and first and sys.stderr.isatty():
                 # Straight to the terminal: a signal may arrive in the middle of another write.
                 os.write(2, b"\nfinishing the step, then saving (Ctrl-C again: leave at once)\n")
-
-
-def exit_code(number: int) -> int:
-    """The exit code after a signal."""
-    return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
 
 
 def leave_at_once(code: int) -> None:
