@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -190,3 +191,18 @@ def test_a_bug_shows_its_traceback_on_the_console_and_in_the_log_file(
     for text in (done.stderr, (tmp_path / "run.log").read_text()):
         assert "Traceback" in text
         assert "lost key" in text
+
+
+def test_a_signal_whose_exception_python_drops_is_remembered(tmp_path: Path) -> None:
+    body = (
+        "class Dropped:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "Dropped()\n"
+        "from mlops_project.training.signals import Interruption\n"
+        "interruption = Interruption()\n"
+        "interruption.defer()\n"
+        "return interruption.number\n"
+    )
+    assert run_body(body, tmp_path).returncode == signal.SIGTERM

@@ -10,7 +10,8 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from mlops_project.data.augmentation import BatchAugmentation, crop_and_flip, recolour
+from mlops_project.data.augmentation import BatchAugmentation, recolour
+from mlops_project.data.crops import cut, places
 
 DRAWS = 4000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,7 +35,7 @@ def test_flips_happen_as_often_as_set_and_change_nothing_else(
     image = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(1, 3, 8, 8)
     draws = np.arange(DRAWS)
     chance: dict[str, Any] = {axis: probability}
-    batch = crop_and_flip(image, np.zeros(DRAWS, int), 8, draws=draws, **chance).numpy()
+    batch = cut(image, places(np.zeros(DRAWS, int), 0, draws=draws, **chance), 8).numpy()
     flipped = image[..., ::-1] if axis == "horizontal_flip" else image[..., ::-1, :]
     hits = (batch == flipped).all(axis=(1, 2, 3))
     assert (hits | (batch == image).all(axis=(1, 2, 3))).all()
@@ -44,11 +45,11 @@ def test_flips_happen_as_often_as_set_and_change_nothing_else(
 def test_crops_reach_every_place_equally_often() -> None:
     image = np.zeros((1, 3, 10, 10), dtype=np.uint8)
     image[0, 0] = np.arange(100).reshape(10, 10)
-    batch = crop_and_flip(image, np.zeros(DRAWS, int), 8, draws=np.arange(DRAWS)).numpy()
+    batch = cut(image, places(np.zeros(DRAWS, int), 2, draws=np.arange(DRAWS)), 8).numpy()
     corners, counts = np.unique(batch[:, 0, 0, 0], return_counts=True)
     assert corners.tolist() == [10 * y + x for y in range(3) for x in range(3)]
     assert counts.min() > DRAWS / 9 * 0.8
-    centre = crop_and_flip(image, np.zeros(2, int), 8).numpy()
+    centre = cut(image, places(np.zeros(2, int), 2), 8).numpy()
     assert (centre[:, 0, 0, 0] == 11).all()
 
 
