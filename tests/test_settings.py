@@ -154,7 +154,7 @@ def test_a_misspelt_name_is_answered_with_the_right_one(argument: str, suggestio
         ("training.unfreeze_schedule", ["[a]", "[0]", "1.5"], "a list of whole numbers"),
         ("model.num_classes", ["3", "two"], "one of 2, 7"),
         ("model.pretrained", ["perhaps"], "one of auto, true, false"),
-        ("training.precision", ["64"], "one of 16, 16-mixed, bf16, bf16-mixed, 32, 32-true"),
+        ("training.precision", ["64"], "one of auto, 16, 16-mixed, bf16, bf16-mixed, 32, 32-true"),
         ("wandb.watch_model", ["true"], "one of none, gradients, parameters, all"),
         ("seed", ["-1", "4294967296"], "at most 4294967295"),
     ],

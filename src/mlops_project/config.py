@@ -108,7 +108,16 @@ class DataConfig:
     )
     data_dir: str = key("data/ham10000", "folder with the images and the table", resume="free")
     cache: str = key(
-        "auto", "folder for decoded images (auto: data/cache)", words=("auto",), resume="free"
+        "auto",
+        "folder for decoded images (auto: data/cache; off: decode each image whenever it is shown)",
+        words=("auto", "off"),
+        resume="free",
+    )
+    device_cache: Union[bool, str] = key(
+        "auto",
+        "keep the decoded images in the device's memory (auto: on a GPU with room for them)",
+        choices=("auto", True, False),
+        resume="free",
     )
     image_size: Optional[int] = key(
         None,
@@ -125,11 +134,14 @@ class DataConfig:
         source="timm's crop_pct of ResNet and EfficientNet-B0",
     )
     batch_size: Union[int, str] = key(
-        32, "images a step (auto: the largest that fits)", minimum=1, words=("auto",)
+        32,
+        "images a step (auto: by trial, the smallest that is about as fast as any)",
+        minimum=1,
+        words=("auto",),
     )
     num_workers: Union[int, str] = key(
         "auto",
-        "processes that prepare batches (auto: none, the cache is faster without)",
+        "processes that prepare batches (auto: by trial; none where the cache is faster without)",
         minimum=0,
         words=("auto",),
         resume="free",
@@ -327,16 +339,26 @@ class TrainingConfig:
         resume="free",
     )
     precision: str = key(
-        "32",
-        "numbers of the forward pass (16: float16 on a GPU, bfloat16 on a CPU)",
-        choices=("16", "16-mixed", "bf16", "bf16-mixed", "32", "32-true"),
+        "auto",
+        "numbers of the forward pass (16: float16 on a GPU, bfloat16 on a CPU; auto: bfloat16 "
+        "where the device computes faster with it, else 32)",
+        choices=("auto", "16", "16-mixed", "bf16", "bf16-mixed", "32", "32-true"),
     )
     amp_backend: str = key(
         "native",
         "mixed precision is PyTorch's own, NVIDIA Apex is no longer needed",
         choices=("native",),
     )
-    compile: bool = key(False, "compile the network with torch.compile")
+    channels_last: Union[bool, str] = key(
+        "auto",
+        "keep the channels of a pixel together in memory (auto: where that is faster)",
+        choices=("auto", True, False),
+    )
+    compile: Union[bool, str] = key(
+        "auto",
+        "compile the network with torch.compile (auto: where it is faster and the run long enough)",
+        choices=("auto", True, False),
+    )
     enable_checkpointing: bool = key(
         False, "recompute activations in the backward pass (gradient checkpointing): less memory"
     )

@@ -28,6 +28,10 @@ GROUPS = ("model", "data", "training", "wandb", "experiment")
 MAX_RUNS = 10_000  # of a multirun
 MAX_FILE_BYTES = 2**20  # of a file of configs/
 _NONE = ("null", "none", "~", "")
+_SWITCH = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
 _FOLLOWED = {"model.learning_rate", "model.weight_decay"}
 
 
@@ -404,9 +408,13 @@ def convert(key: Key, value: Any) -> Any:
     if value is None and key.optional:
         return None
     facts = key.facts
+    if True in facts["choices"] and _shown(value) in _SWITCH:
+        return _SWITCH[_shown(value)]
     for choice in facts["choices"]:
         if _shown(value) == _shown(choice):
             return choice
+    if "off" in facts["words"] and _SWITCH.get(_shown(value)) is False:
+        return "off"  # YAML reads the word as a switch
     # A switch that is also a list of names: watch_model=false, profiler=null
     if "none" in facts["choices"] and (value is None or value is False):
         return "none"
@@ -430,10 +438,8 @@ def convert(key: Key, value: Any) -> Any:
 def _scalar(key: Key, kind: str, value: Any) -> Any:
     wrong = InputError(f"{key.name}={printable(_shown(value))}: must be {key.expected}")
     if kind == "bool":
-        if isinstance(value, bool):
-            return value
-        if _shown(value) in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-            return _shown(value) in ("true", "1", "yes", "on")
+        if _shown(value) in _SWITCH:
+            return _SWITCH[_shown(value)]
         raise wrong
     if kind == "str":
         if isinstance(value, (dict, list)) or value is None:

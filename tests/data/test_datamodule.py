@@ -125,7 +125,7 @@ def test_training_differs_by_epoch_and_seed_and_evaluation_does_not(
 def test_evaluation_sees_the_centre_of_the_image(make_folder: MakeFolder) -> None:
     module = _module(make_folder(), crop_fraction=0.5)
     for images, _, rows in module.val_dataloader():
-        for image, path in zip(images, module.table["path"].iloc[rows], strict=True):
+        for image, path in zip(images, module.table["path"].iloc[rows.numpy()], strict=True):
             whole = decode(Path(path).read_bytes(), 64)
             assert (image.numpy() == whole[:, 16:48, 16:48]).all()
 

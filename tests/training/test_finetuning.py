@@ -11,6 +11,7 @@ from mlops_project.config import TrainingConfig
 from mlops_project.models.baseline_cnn import BaselineCNN
 from mlops_project.models.build import stages
 from mlops_project.training.finetuning import Unfreezing, free_stages, freezes
+from mlops_project.training.signals import Interruption
 
 ALL = 6  # stages of the network in the table
 
@@ -63,6 +64,7 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.network = BaselineCNN(2, channels=(4, 4), classifier_hidden=4)
         self.notes: list[dict[str, torch.Tensor]] = []
+        self.features = None
 
     def note(self) -> None:
         self.notes.append({n: t.clone() for n, t in self.network.state_dict().items()})
@@ -94,7 +96,7 @@ def test_in_training_a_stage_moves_exactly_in_the_epochs_that_free_it() -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=4,
-        callbacks=[Unfreezing(settings)],
+        callbacks=[Unfreezing(settings, Interruption())],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

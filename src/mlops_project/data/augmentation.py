@@ -1,7 +1,6 @@
-"""Augmentation, in two halves.
+"""Augmentation of whole batches, on the device.
 
-`crop_and_flip` works on uint8 images while they are sliced from the cache. `BatchAugmentation`
-does the rest on the whole batch, on the device: one warp for everything geometric, one map for
+What `crops` has cut and flipped goes through one warp for everything geometric, one map for
 everything about colour, then mixing of images. All random numbers come from `randomness`, drawn on
 the CPU, so they are the same on every device and for any number of workers.
 """
@@ -40,52 +39,6 @@ RANDAUGMENT_AMOUNTS = np.array(
 CPU_PIXELS = 2**16
 
 
-def crop_and_flip(
-    images: np.ndarray,
-    rows: np.ndarray,
-    size: int,
-    *,
-    draws: np.ndarray | None = None,
-    seed: int = 0,
-    epoch: int = 0,
-    horizontal_flip: float = 0.0,
-    vertical_flip: float = 0.0,
-) -> torch.Tensor:
-    """Slices rows out of the cache.
-
-    Args:
-        images: uint8 [N, 3, C, C], C >= size.
-        rows: which of them, int64 [B].
-        size: side S of the crops, pixels.
-        draws: what the random choices are keyed by, int64 [B]; None: centre crops, no flips.
-        seed, epoch: of the random choices.
-        horizontal_flip, vertical_flip: probabilities.
-
-    Returns:
-        uint8 [B, 3, S, S].
-    """
-    margin = images.shape[-1] - size
-    if draws is None:
-        corners = np.full((len(rows), 2), margin // 2)
-        flips = np.zeros((len(rows), 2), dtype=bool)
-    else:
-        corners = randomness.integers(seed, epoch, draws, "crop", margin + 1, 2)
-        flips = randomness.uniform(seed, epoch, draws, "flip", 2) < (vertical_flip, horizontal_flip)
-    images = np.asarray(images)  # a memmap makes a new object of itself at each slice
-    batch = np.empty((len(rows), 3, size, size), dtype=np.uint8)
-    # numpy reverses bytes one by one; whole words, and then the bytes in each, go several times
-    # faster. Unlike torch.flip this wakes no threads, which costs more than it gains here.
-    words = batch.view(f"u{math.gcd(size, 8)}")
-    for i, (row, (top, left), (upside_down, mirrored)) in enumerate(
-        zip(rows.tolist(), corners.tolist(), flips.tolist(), strict=True)
-    ):
-        crop = images[row, :, top : top + size, left : left + size]
-        batch[i] = crop[:, ::-1] if upside_down else crop
-        if mirrored:
-            words[i] = words[i, :, :, ::-1].byteswap()
-    return torch.from_numpy(batch)
-
-
 class BatchAugmentation(nn.Module):
     """Turns uint8 batches into normalised float batches, augmented in training.
 
@@ -102,6 +55,7 @@ class BatchAugmentation(nn.Module):
         mixup, cutmix: alpha of the Beta distribution of the blend; with both, each image takes
             one of them by a coin.
         num_classes: K, for the class shares of mixed images.
+        channels_last: memory format of what `forward` gives.
     """
 
     scale: torch.Tensor
@@ -120,6 +74,7 @@ class BatchAugmentation(nn.Module):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         num_classes: int = 2,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
@@ -130,6 +85,7 @@ class BatchAugmentation(nn.Module):
         self.rotation_degrees, self.color_jitter = rotation_degrees, color_jitter
         self.random_erasing, self.randaugment = random_erasing, randaugment
         self.mixup, self.cutmix, self.num_classes = mixup, cutmix, num_classes
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     @torch.no_grad()
     def forward(
@@ -153,7 +109,12 @@ class BatchAugmentation(nn.Module):
         if augmented:
             numbers = self._draw(draws.cpu().numpy(), epoch, images.shape[-1])
             matrices, factors, boxes = _to(images.device, numbers).split((6, 3, 4), dim=1)
-        result = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+        result = torch.empty(
+            images.shape,
+            dtype=torch.float32,
+            device=images.device,
+            memory_format=self.memory_format,
+        )
         for part in _parts(images):
             x = images[part].float()
             if augmented and (self.rotation_degrees or self.randaugment):

@@ -54,6 +54,11 @@ class ImageCache:
     unreadable: dict[int, str]
     path: Path
 
+    @property
+    def side(self) -> int:
+        """Of the images, pixels."""
+        return self.images.shape[-1]
+
     def __getstate__(self) -> dict[str, Any]:
         # A process that receives it maps the file anew, instead of receiving the pixels.
         return {**self.__dict__, "images": self.images.shape}

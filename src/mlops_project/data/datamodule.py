@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,58 +12,28 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from mlops_project.config import DataConfig
 from mlops_project.data import diagnoses
-from mlops_project.data.augmentation import crop_and_flip
 from mlops_project.data.cache import ImageCache, open_cache
-from mlops_project.data.sampling import EvaluationBatches, Request, TrainingBatches
+from mlops_project.data.crops import cut_on_device
+from mlops_project.data.loading import Batch, DecodedImages, Loader, Undecoded, choose_workers
+from mlops_project.data.sampling import EvaluationBatches, TrainingBatches
 from mlops_project.data.sources import Source, read_source
 from mlops_project.data.splits import SPLITS, UNUSED, split_by_lesion, split_hash, subsample
-from mlops_project.errors import ENDING_SIGNALS, InputError
+from mlops_project.errors import InputError
 
 log = logging.getLogger("mlops_project")
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 DEFAULT_IMAGE_SIZE = 224
 CACHE_FOLDER = Path("data/cache")
+# data.device_cache=auto: the share of a GPU's memory that images may take; the network has the rest
+DEVICE_SHARE = 0.25
 
 
 def cached_side(image_size: int, crop_fraction: float) -> int:
     """Side of the cached squares that crops of `image_size` are cut from, pixels."""
     return math.ceil(image_size / crop_fraction)
-
-
-class CachedImages(Dataset):
-    """Batches cut from the cache: ask it with (epoch, draws) to get a `Batch`.
-
-    Args:
-        cache: decoded images.
-        labels: int64 [N], for each row of the table.
-        size: side of the crops, pixels.
-        augment: settings and seed of random crops and flips; None: centre crops.
-    """
-
-    def __init__(
-        self,
-        cache: ImageCache,
-        labels: np.ndarray,
-        size: int,
-        augment: dict[str, Any] | None = None,
-    ) -> None:
-        self.cache, self.labels, self.size, self.augment = cache, labels, size, augment
-
-    def __getitem__(self, request: Request) -> Batch:
-        epoch, draws = request
-        rows = draws % len(self.labels)
-        if self.augment is None:
-            images = crop_and_flip(self.cache.images, rows, self.size)
-        else:
-            images = crop_and_flip(
-                self.cache.images, rows, self.size, draws=draws, epoch=epoch, **self.augment
-            )
-        return images, torch.from_numpy(self.labels[rows]), torch.from_numpy(draws)
 
 
 class HAM10000DataModule(pl.LightningDataModule):
@@ -103,8 +72,11 @@ class HAM10000DataModule(pl.LightningDataModule):
         self.image_size = self.settings.image_size or DEFAULT_IMAGE_SIZE
         self.class_names = diagnoses.class_names(num_classes)
         self.source: Source | None = None
-        self._cache: ImageCache | None = None
+        self._images: ImageCache | Undecoded | None = None
         self._decoded: set[int] = set()
+        self._on_device: tuple[torch.Tensor, torch.Tensor] | None = None  # images, row -> position
+        self._copies: Any = None  # the stream of a GPU's copies
+        self._workers: int | None = None
         self._training_batches: TrainingBatches | None = None
         self._start = (0, 0)  # epoch, and batches of it that are done already
         self.split: np.ndarray
@@ -172,17 +144,21 @@ class HAM10000DataModule(pl.LightningDataModule):
             Why, for each row that cannot be read.
         """
         wanted = set(rows.tolist())
-        if self._cache is not None and wanted <= self._decoded:
-            return self._cache.unreadable
-        missing = self.source.missing if self.source and self._cache is None else ()
+        images = self._images
+        if images is not None and wanted <= self._decoded:
+            return images.unreadable
+        missing = self.source.missing if self.source and images is None else ()
         if missing:
             text = "%d images of the table do not exist and are left out: %s"
             log.warning(text, len(missing), _some(list(missing)))
         folder = CACHE_FOLDER if self.settings.cache == "auto" else Path(self.settings.cache)
         side = cached_side(self.image_size, self.settings.crop_fraction)
-        self._cache = open_cache(self.table, rows, side, folder)
+        if self.settings.cache == "off":
+            self._images = Undecoded(self.table, side)
+        else:
+            self._images = open_cache(self.table, rows, side, folder)
         self._decoded = wanted
-        bad = self._cache.unreadable
+        bad = self._images.unreadable
         if bad:
             named = [f"{self.table['image_id'].iloc[row]} ({why})" for row, why in bad.items()]
             log.warning("%d images cannot be read and are left out: %s", len(bad), _some(named))
@@ -197,16 +173,22 @@ class HAM10000DataModule(pl.LightningDataModule):
         """Names the split: equal for equal images in equal splits."""
         return split_hash(self.table, self.split)
 
-    def dataset(self, *, augment: bool) -> CachedImages:
+    def dataset(self, *, augment: bool, places_only: bool = False) -> DecodedImages:
         """The images behind the batches; with `augment`, randomly cropped and flipped."""
-        assert self._cache is not None, "call setup() first"
+        assert self._images is not None, "call setup() first"
         settings = self.settings
         random = {
             "seed": self.seed,
             "horizontal_flip": settings.horizontal_flip,
             "vertical_flip": settings.vertical_flip,
         }
-        return CachedImages(self._cache, self.labels, self.image_size, random if augment else None)
+        return DecodedImages(
+            self._images,
+            self.labels,
+            self.image_size,
+            random if augment else None,
+            places_only=places_only,
+        )
 
     def training_batches(self) -> TrainingBatches:
         """The order of the training batches; the same object throughout, so that it can be set."""
@@ -239,19 +221,18 @@ class HAM10000DataModule(pl.LightningDataModule):
         """Goes on there."""
         self._start = (state_dict["epoch"], state_dict["batches"])
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         # Before workers ask for their first batches, which they do at once.
         self.training_batches().start_at(*self._start)
-        dataset = self.dataset(augment=self.settings.augment)
-        return self._loader(dataset, self.training_batches())
+        return self._loader(self.training_batches(), augment=self.settings.augment)
 
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("val")
+    def val_dataloader(self) -> Loader:
+        return self.evaluation_loader(self.rows_of("val"))
 
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("test")
+    def test_dataloader(self) -> Loader:
+        return self.evaluation_loader(self.rows_of("test"))
 
-    def evaluation_loader(self, rows: np.ndarray) -> DataLoader:
+    def evaluation_loader(self, rows: np.ndarray) -> Loader:
         """Batches of centre crops of the rows, each once and in order."""
         rank, world = self._processes()
         batches = EvaluationBatches(
@@ -261,35 +242,87 @@ class HAM10000DataModule(pl.LightningDataModule):
             world=world,
             equal=True,
         )
-        return self._loader(self.dataset(augment=False), batches)
+        return self._loader(batches, augment=False)
 
-    def _evaluation_loader(self, split: str) -> DataLoader:
-        return self.evaluation_loader(self.rows_of(split))
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Brings a batch to the device, or cuts it out of the images that are there.
 
-    def _loader(self, dataset: CachedImages, batches: Any) -> DataLoader:
+        The rows stay on the CPU, where they are read.
+        """
+        images, labels, rows = batch
+        if device.type == "cuda":
+            # On a stream of its own, the copy runs while the network computes the batch before.
+            self._copies = self._copies or torch.cuda.Stream(device)
+            now = torch.cuda.current_stream(device)
+            with torch.cuda.stream(self._copies):
+                images = images.to(device, non_blocking=True)
+                labels = labels.to(device, non_blocking=True)
+            now.wait_stream(self._copies)
+            for copied in (images, labels):
+                copied.record_stream(now)
+        else:
+            images, labels = images.to(device), labels.to(device)
+        if self._on_device is not None:
+            decoded, position = self._on_device
+            images[:, 0] = position[images[:, 0]]
+            images = cut_on_device(decoded, images, self.image_size)
+        return images, labels, rows
+
+    def _loader(self, batches: Any, *, augment: bool) -> Loader:
         settings = self.settings
-        # A slice of the cache costs less than handing it over from another process.
-        workers = 0 if settings.num_workers == "auto" else int(settings.num_workers)
-        pin = settings.pin_memory
-        return DataLoader(
-            dataset,
-            sampler=batches,
-            batch_size=None,  # the sampler asks for whole batches
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available() if pin == "auto" else bool(pin),
-            persistent_workers=settings.persistent_workers and workers > 0,
-            worker_init_fn=_leave_signals_to_the_main_process,
+        on_device = self._device_has_images()
+        dataset = self.dataset(augment=augment, places_only=on_device)
+        pin = torch.cuda.is_available() if settings.pin_memory == "auto" else settings.pin_memory
+
+        def make(workers: int) -> Loader:
+            return Loader(
+                dataset,
+                batches,
+                workers,
+                pin_memory=bool(pin),
+                persistent_workers=settings.persistent_workers and workers > 0,
+            )
+
+        if settings.num_workers != "auto":
+            return make(int(settings.num_workers))
+        if on_device:
+            return make(0)
+        if self._workers is None:
+            processes = self._processes()[1]
+            self._workers = choose_workers(make, (os.cpu_count() or 1) // processes)
+        return make(self._workers)
+
+    def _device_has_images(self) -> bool:
+        """Whether the decoded images are in the device's memory; brings them there if they fit."""
+        wanted, images = self.settings.device_cache, self._images
+        if wanted is False or self.trainer is None or not isinstance(images, ImageCache):
+            return False
+        if self._on_device is not None:
+            return True
+        device = self.trainer.strategy.root_device
+        rows = np.array(sorted(self._decoded))
+        if wanted == "auto":
+            if device.type != "cuda":
+                return False
+            free, total = torch.cuda.mem_get_info(device)
+            if len(rows) * images.images[0].nbytes > min(DEVICE_SHARE * total, free / 2):
+                return False
+        decoded = torch.empty(
+            (len(rows), *images.images.shape[1:]), dtype=torch.uint8, device=device
         )
+        for start in range(0, len(rows), 256):
+            part = slice(start, start + 256)
+            decoded[part] = torch.from_numpy(images.images[rows[part]]).to(device)
+        position = np.zeros(len(self.table), dtype=np.int64)
+        position[rows] = np.arange(len(rows))
+        self._on_device = decoded, torch.from_numpy(position).to(device)
+        return True
 
     def _processes(self) -> tuple[int, int]:
         """(rank, number of processes) of the training this belongs to."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal; the step in flight still needs its batch.
-    for number in ENDING_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _some(names: list[str]) -> str:

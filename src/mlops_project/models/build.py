@@ -135,6 +135,13 @@ def head(network: nn.Module) -> nn.Module:
     return network.get_classifier()  # type: ignore[operator]  # every classifier of timm has it
 
 
+def head_dropout(network: nn.Module) -> float:
+    """Probability of dropout right before the head."""
+    if isinstance(network, BaselineCNN):
+        return network.dropout.p
+    return float(getattr(network, "drop_rate", 0.0))
+
+
 def stages(network: nn.Module) -> list[list[nn.Parameter]]:
     """All parameters in stages: the head, then the backbone from its last stage down to the stem.
 
@@ -165,14 +172,18 @@ def stages(network: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def freeze(network: nn.Module, frozen: list[nn.Parameter]) -> None:
-    """Fixes these parameters, and the statistics of the norms they belong to; frees all others."""
+    """Fixes these parameters; frees all others.
+
+    Modules all of whose parameters are fixed work as in evaluation: the statistics of norms stay as
+    they are, and nothing is dropped at random.
+    """
     fixed = {id(p) for p in frozen}
     for parameter in network.parameters():
         parameter.requires_grad_(id(parameter) not in fixed)
-    for module in network.modules():
-        own = list(module.parameters(recurse=False))
-        if own and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train(network.training and not all(id(p) in fixed for p in own))
+    for module in network.modules():  # a module comes before its parts
+        own = {id(p) for p in module.parameters()}
+        if own:
+            module.train(network.training and not own <= fixed)
 
 
 def count_parameters(network: nn.Module) -> int:

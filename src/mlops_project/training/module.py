@@ -18,6 +18,7 @@ from mlops_project.data.randomness import seed_for
 from mlops_project.errors import InputError
 from mlops_project.models.build import BuiltModel, stages
 from mlops_project.training.checkpoints import ENTRY, metadata
+from mlops_project.training.features import Features
 from mlops_project.training.losses import ClassificationLoss, balanced_class_weights
 from mlops_project.training.optimizers import (
     Schedule,
@@ -59,6 +60,10 @@ class LesionClassifier(pl.LightningModule):
         self.loss = loss
         self.images_per_step = images_per_step
         self.metadata = metadata
+        # Only whole batches of training are worth it: each other size would be compiled by itself.
+        self.compiled = torch.compile(network.forward) if config.training.compile is True else None
+
+        self.features: Features | None = None  # while the images need not be looked at again
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)
@@ -74,10 +79,13 @@ class LesionClassifier(pl.LightningModule):
         """Augments and normalises (images uint8, labels, rows) on the device.
 
         Returns:
-            Images float32 [B, 3, S, S], targets (class indices [B] or shares [B, K]), labels
-            int64 [B], rows int64 [B].
+            Images float32 [B, 3, S, S] (or their features [B, F], where these are known), targets
+            (class indices [B] or shares [B, K]), labels int64 [B], rows int64 [B].
         """
         images, labels, rows = batch
+        features = self.features.of(rows) if self.features is not None else None
+        if features is not None:
+            return features, labels, labels, rows
         training = self.trainer.training
         epoch = self.current_epoch
         prepared = self.augmentation(images, rows, epoch, training=training)
@@ -87,7 +95,9 @@ class LesionClassifier(pl.LightningModule):
         return prepared, targets, labels, rows
 
     def training_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
-        total, outputs = self._outputs(batch)
+        whole = len(batch[0]) == self.config.data.batch_size
+        network = self.compiled if self.compiled is not None and whole else self.network
+        total, outputs = self._outputs(batch, network)
         # The mean over all images of the optimizer step, whatever batches and processes they come
         # in: Lightning divides by the number of batches, and DDP by that of the processes.
         parts = self.config.training.accumulate_grad_batches
@@ -97,15 +107,18 @@ class LesionClassifier(pl.LightningModule):
         return outputs
 
     def validation_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
-        return self._outputs(batch)[1]
+        return self._outputs(batch, self.network)[1]
 
     def test_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
-        return self._outputs(batch)[1]
+        return self._outputs(batch, self.network)[1]
 
-    def _outputs(self, batch: Prepared) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _outputs(
+        self, batch: Prepared, network: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of the images' losses, and what the metrics of an epoch are made of."""
         images, targets, labels, rows = batch
-        logits = self.network(images)
+        known = self.features if images.ndim == 2 else None
+        logits = known.logits(images) if known is not None else network(images)
         losses, weights = self.loss(logits, targets)
         return losses.sum(), {
             "losses": losses.detach(),
@@ -154,8 +167,8 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
         weights = balanced_class_weights(labels, config.model.num_classes)
     if options.enable_checkpointing:
         recompute_activations(built.network, config)
-    if options.compile:
-        built.network.compile()  # in place: the names of the weights stay as they are
+    if options.channels_last is True:
+        built.network.to(memory_format=torch.channels_last)
     module = LesionClassifier(
         built.network,
         config,
@@ -170,6 +183,7 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
             mixup=config.data.mixup * augment,
             cutmix=config.data.cutmix * augment,
             num_classes=config.model.num_classes,
+            channels_last=options.channels_last is True,
         ),
         loss=ClassificationLoss(
             options.loss,

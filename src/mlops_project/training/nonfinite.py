@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from mlops_project.config import TrainingConfig
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.errors import ProjectError
+from mlops_project.training.arrivals import Arrivals
 from mlops_project.training.checkpoints import newest_good
 
 log = logging.getLogger("mlops_project")
@@ -25,18 +25,11 @@ SHOWN = 8  # image ids in a message
 
 @dataclass
 class _Step:
-    """A step whose loss may not have arrived from the device yet.
-
-    Attributes:
-        finite: whether the loss is, bool [] on the CPU, right once `arrived` says so.
-        arrived: event of the device; None where nothing is to be waited for.
-    """
+    """A step whose loss may not have arrived from the device yet."""
 
     step: int
     learning_rate: float
     rows: torch.Tensor
-    finite: torch.Tensor
-    arrived: torch.cuda.Event | None
 
 
 class NonFinite(Callback):
@@ -59,7 +52,7 @@ class NonFinite(Callback):
         self.folder = folder  # the other processes learn of it in `setup`
         self._bad_loss = False  # in this step, with on_nonfinite=skip
         self.skipped = 0  # steps of the run
-        self._waiting: deque[_Step] = deque()
+        self._losses = Arrivals()
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @property
@@ -78,13 +71,9 @@ class NonFinite(Callback):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
     ) -> None:
-        finite, arrived = loss.detach().isfinite(), None
-        if finite.is_cuda:
-            finite = finite.to("cpu", non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-        self._waiting.append(_Step(trainer.global_step, rate, self._rows, finite, arrived))
+        step = _Step(trainer.global_step, rate, self._rows)
+        self._losses.put(step, loss.detach().isfinite())
         self.check(wait=self.skips)
 
     def check(self, *, wait: bool = False) -> None:
@@ -96,15 +85,8 @@ class NonFinite(Callback):
         Raises:
             ProjectError: one of them is not finite, and the run is to stop then.
         """
-        while self._waiting:
-            step = self._waiting[0]
-            if step.arrived is not None:
-                if wait:
-                    step.arrived.synchronize()
-                elif not step.arrived.query():
-                    return
-            self._waiting.popleft()
-            if step.finite:
+        for step, finite in self._losses.take(wait=wait):
+            if finite:
                 continue
             self._bad_loss = True
             if not self.skips:

@@ -35,8 +35,8 @@ def draw_preview(data: HAM10000DataModule, augmentation: BatchAugmentation, path
         axis.set_axis_off()
     plain, random = data.dataset(augment=False), data.dataset(augment=data.settings.augment)
     for i, chosen in enumerate(shown):
-        before = plain[0, chosen][0].permute(0, 2, 3, 1).numpy()
-        cropped, labels, draws = random[0, chosen]
+        before = plain.batch(0, chosen)[0].permute(0, 2, 3, 1).numpy()
+        cropped, labels, draws = random.batch(0, chosen)
         after = augmentation(cropped, draws, 0, training=True)
         after, _ = augmentation.mix(after, labels, draws, 0)
         grey = (after - augmentation.offset) / augmentation.scale

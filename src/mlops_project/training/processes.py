@@ -37,6 +37,15 @@ START_SECONDS = 600  # for all to arrive: the slowest may still have to read its
 GRACE_SECONDS = 8.0  # what the first process has to notice by itself that another has gone
 
 
+def gather(values: torch.Tensor) -> torch.Tensor:
+    """The values of all processes, one after the other along the first dimension."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torchmetrics.utilities.distributed import gather_all_tensors
+
+        return torch.cat(gather_all_tensors(values))
+    return values
+
+
 class Agreement:
     """Brings the processes to the same decision, without waiting for a GPU."""
 

@@ -41,10 +41,12 @@ from mlops_project.training import (
 from mlops_project.training.module import build_module
 from mlops_project.training.nonfinite import NonFinite
 from mlops_project.training.optimizers import check_optimizer
+from mlops_project.training.presets import choose_presets
 from mlops_project.training.preview import draw_preview
 from mlops_project.training.resume import find_resume
 from mlops_project.training.saving import Checkpoints
 from mlops_project.training.signals import Interruption
+from mlops_project.training.speed import Speed
 from mlops_project.training.summary import Result
 from mlops_project.training.tracking import (
     EpochMetrics,
@@ -109,9 +111,11 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     built = build_model(config.model, data.image_size, load_weights=resume is None)
     if resume:
         built.weights = resume.facts["weights"]
+    choose_presets(config, built.network, len(data.rows_of("train")))
     if config.data.batch_size == "auto":
-        images = len(data.rows_of("train"))
-        data.settings.batch_size = find_batch_size(built.network, data.image_size, images)
+        data.settings.batch_size = find_batch_size(
+            config.training, built.network, data.image_size, len(data.rows_of("train"))
+        )
         config.data.batch_size = data.settings.batch_size
 
     folder = None
@@ -142,8 +146,11 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     options = config.training
     history = History(folder, metrics, options.monitor_metric, options.log_every_n_steps)
     path = str(resume.path) if resume else None
-    keeper = Checkpoints(options, folder, metrics, guard, Interruption(), path)
-    trainer = build_trainer(config, folder, [metrics, history, guard, keeper], loggers)
+    interruption = Interruption()
+    keeper = Checkpoints(options, folder, history, guard, interruption, path)
+    speed = Speed(folder)
+    callbacks = [metrics, history, guard, speed, keeper]
+    trainer = build_trainer(config, folder, callbacks, loggers, interruption)
     wandb_logger = next((g for g in trainer.loggers if isinstance(g, WandbLogger)), None)
     if wandb_logger is not None:
         weights_and_biases.watch(wandb_logger, config, module.network)
@@ -171,11 +178,12 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     if folder is not None:
         title = f"{config.model.name}: {folder}" + (" (synthetic data)" if data.synthetic else "")
         draw_curves(history.rows, folder / "curves.png", title)
-        row = summary.summary_row(config, data, result, len(history.rows), keeper.seconds)
+        epochs = len(history.rows)
+        row = summary.summary_row(config, data, result, epochs, keeper.seconds, speed.summary())
         folders.add_to_summary(row)
         summary.write_results(row, folder)
         (folder / folders.PREVIOUS).unlink(missing_ok=True)
-        summary.report(config, built, data, result, log_path)
+        summary.report(config, built, data, result, speed.summary(), log_path)
     return result
 
 

@@ -19,7 +19,7 @@ from mlops_project.training.logs import positions
 from mlops_project.training.nonfinite import NonFinite, weights_are_finite
 from mlops_project.training.processes import Agreement
 from mlops_project.training.signals import Interruption
-from mlops_project.training.tracking import EpochMetrics, monitor_mode
+from mlops_project.training.tracking import History, monitor_mode
 
 
 class Checkpoints(Checkpoint):
@@ -36,7 +36,7 @@ class Checkpoints(Checkpoint):
     Args:
         options: what is kept, and when.
         folder: the run's folder; None on processes other than the first.
-        metrics: has the monitored metric's value.
+        history: has the monitored metric's value, and what the loggers are still to be told.
         guard: is asked whether all losses so far are finite.
         interruption: what signals have asked for.
         resumed: the checkpoint that this process has found to go on from.
@@ -51,12 +51,12 @@ class Checkpoints(Checkpoint):
         self,
         options: TrainingConfig,
         folder: Path | None,
-        metrics: EpochMetrics,
+        history: History,
         guard: NonFinite,
         interruption: Interruption,
         resumed: str | None = None,
     ) -> None:
-        self.options, self.folder, self.metrics = options, folder, metrics
+        self.options, self.folder, self.history = options, folder, history
         self.guard, self.interruption, self.resumed = guard, interruption, resumed
         self.directory = (folder or Path()) / "checkpoints"
         self.best: dict[str, float] = {}
@@ -141,7 +141,7 @@ class Checkpoints(Checkpoint):
     def _save_if_best(self, trainer: pl.Trainer) -> None:
         options, metric = self.options, self.options.monitor_metric
         worst = math.inf if monitor_mode(metric) == "min" else -math.inf
-        value = self.metrics.latest.get(metric, math.nan)
+        value = self.history.metrics.latest.get(metric, math.nan)
         name = f"epoch={trainer.current_epoch:03d}-{metric}={value:.3f}.ckpt"
         candidates = {**self.best, name: worst if math.isnan(value) else value}
         kept = self._ranked(candidates)[: options.save_top_k]
@@ -169,6 +169,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         self.guard.check(wait=True)
+        self.history.catch_up(trainer, wait=True)
         if not weights_are_finite(trainer.lightning_module.state_dict()):
             raise ProjectError(
                 f"weights are not finite after step {trainer.global_step}: nothing of it is saved\n"

@@ -20,6 +20,7 @@ from mlops_project.data.splits import SPLITS
 from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel, count_parameters
 from mlops_project.training import folders
+from mlops_project.training.speed import hint
 
 log = logging.getLogger("mlops_project")
 
@@ -81,8 +82,9 @@ def summary_row(
     result: Result,
     epochs: int,
     seconds: float,
+    speed: dict[str, float],
 ) -> dict[str, Any]:
-    """The run's row in reports/training_metrics.csv: its best epoch's metrics."""
+    """The run's row in reports/training_metrics.csv: its best epoch's metrics, and its speed."""
     return {
         "run": str(result.folder),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -95,11 +97,21 @@ def summary_row(
         "seed": config.seed,
         "epochs": epochs,
         "seconds": round(seconds, 1),
+        **{name: round(value, 4) for name, value in sorted(speed.items())},
         "monitor": config.training.monitor_metric,
         **{f"best_{n}" if n == "epoch" else n: v for n, v in result.best.items()},
         **result.test,
         "checkpoint": str(result.checkpoint),
     }
+
+
+def _told(speed: dict[str, float]) -> str:
+    text = (
+        f"{speed['images_per_second']:,.0f} images/s, {speed['data_wait_fraction']:.1%} of the "
+        f"time waiting for data, at most {speed['peak_memory_mib']:,.0f} MiB of memory"
+    )
+    share = speed.get("model_rate_share")
+    return text + (f", {share:.0%} of the rate of the network alone" if share else "")
 
 
 def write_results(row: dict[str, Any], folder: Path) -> None:
@@ -115,6 +127,7 @@ def report(
     built: BuiltModel,
     data: HAM10000DataModule,
     result: Result,
+    speed: dict[str, float],
     log_path: Path | None,
 ) -> None:
     """Prints the results and where they are, and adds the same to the log."""
@@ -131,9 +144,12 @@ def report(
         values = [best.get(f"{s}_{metric}", math.nan) for s in ("train", "val")]
         values.append(test.get(f"test_{metric}", math.nan))
         table.add_row(name, *("–" if math.isnan(v) else f"{v:.3f}" for v in values))
-    places = [
+    places = [f"speed            {_told(speed)}"] if speed else []
+    advice = hint(speed, config.data.cache)
+    places += [f"hint             {advice}"] if advice else []
+    places += [
         f"best checkpoint  {checkpoint}",
-        f"run folder       {result.folder}/  (metrics.csv, curves.png, split.csv, config.yaml)",
+        f"run folder       {result.folder}/  (metrics.csv, curves.png, speed.csv, config.yaml)",
         f"all runs         {folders.SUMMARY}",
         f"log              {log_path}",
         f"weights          {built.weights}",

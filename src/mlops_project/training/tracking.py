@@ -20,8 +20,10 @@ from mlops_project.console import LogFile, start_console, stop_logging
 from mlops_project.errors import InputError
 from mlops_project.files import atomic_write
 from mlops_project.metrics import NAMES, classification_metrics
+from mlops_project.training.arrivals import Arrivals
 from mlops_project.training.folders import table_text
 from mlops_project.training.optimizers import Schedule
+from mlops_project.training.processes import gather
 
 log = logging.getLogger("mlops_project")
 
@@ -86,7 +88,7 @@ class EpochMetrics(Callback):
             for name in (train[0] if train else {})
         }
         return {
-            "train": {name: torch.from_numpy(_gather(value)) for name, value in joined.items()},
+            "train": {name: gather(value).cpu() for name, value in joined.items()},
             "latest": dict(self.latest),
         }
 
@@ -107,7 +109,8 @@ class EpochMetrics(Callback):
         if not outputs:
             return
         joined = {
-            n: _gather(torch.cat([o[n].to(module.device) for o in outputs])) for n in outputs[0]
+            n: gather(torch.cat([o[n].to(module.device) for o in outputs])).cpu().numpy()
+            for n in outputs[0]
         }
         # In the order of the images, each once: a process may have shown some of them again.
         _, order = np.unique(joined["rows"], return_index=True)
@@ -126,14 +129,6 @@ class EpochMetrics(Callback):
         self.latest |= named
         # For early stopping and the progress bar; `History` passes them on to the loggers.
         module.log_dict(named, logger=False)
-
-
-def _gather(values: torch.Tensor) -> np.ndarray:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        from torchmetrics.utilities.distributed import gather_all_tensors
-
-        values = torch.cat(gather_all_tensors(values))
-    return values.cpu().numpy()
 
 
 class History(Callback):
@@ -158,6 +153,7 @@ class History(Callback):
         self.rows: list[dict[str, Any]] = []
         self.learning_rate = math.nan  # the head's, in the latest step
         self._logged_step = 0
+        self._losses = Arrivals()
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         # Once the step is done the schedule has set the next one's rate.
@@ -171,11 +167,19 @@ class History(Callback):
             return
         self._logged_step = step
         if trainer.loggers:
-            values = {
-                "train_loss_step": float(outputs["losses"].mean()),
-                "learning_rate": self.learning_rate,
-            }
-            self._log(trainer, values)
+            note = (step, {"learning_rate": self.learning_rate, "epoch": trainer.current_epoch})
+            self._losses.put(note, outputs["losses"].mean())
+        self.catch_up(trainer)
+
+    def catch_up(self, trainer: pl.Trainer, *, wait: bool = False) -> None:
+        """Tells the loggers of the steps whose losses have arrived from the device.
+
+        Args:
+            wait: for the others as well, as has to be done before a checkpoint is saved.
+        """
+        for (step, known), loss in self._losses.take(wait=wait):
+            for logger in trainer.loggers:
+                logger.log_metrics({"train_loss_step": float(loss), **known}, step=step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row: dict[str, Any] = {
@@ -186,6 +190,7 @@ class History(Callback):
         row |= {n: v for n, v in self.metrics.latest.items() if not n.startswith("test_")}
         self.rows.append(row)
         self._write()
+        self.catch_up(trainer, wait=True)
         told = {n: v for n, v in row.items() if n not in ("epoch", "step", "learning_rate")}
         self._log(trainer, told)
         for config in trainer.lr_scheduler_configs:

@@ -33,14 +33,20 @@ from mlops_project.training import folders
 from mlops_project.training.batch_norm import SyncedBatchNorm
 from mlops_project.training.checkpoints import AtomicCheckpointIO
 from mlops_project.training.finetuning import Unfreezing, freezes
+from mlops_project.training.presets import device_type
 from mlops_project.training.processes import START_SECONDS, WatchedDDP, WatchedFSDP
+from mlops_project.training.signals import Interruption
 from mlops_project.training.tracking import monitor_mode
 
 log = logging.getLogger("mlops_project")
 
 
 def build_trainer(
-    config: Config, folder: Path | None, callbacks: list[Callback], loggers: list[Logger]
+    config: Config,
+    folder: Path | None,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    interruption: Interruption,
 ) -> pl.Trainer:
     """Lightning's trainer for these settings.
 
@@ -49,6 +55,7 @@ def build_trainer(
         folder: the run's folder; None on processes other than the first, which log nothing.
         callbacks: to run besides early stopping, unfreezing and the progress bar.
         loggers: of the run.
+        interruption: what signals have asked for.
     """
     options = config.training
     callbacks = list(callbacks)
@@ -63,7 +70,7 @@ def build_trainer(
             )
         )
     if freezes(options):
-        callbacks.append(Unfreezing(options))
+        callbacks.append(Unfreezing(options, interruption))
     if options.ema_decay:
         callbacks.append(WeightAveraging(avg_fn=average(options.ema_decay)))
     bar = _progress_bar(options) if folder is not None else None
@@ -75,7 +82,7 @@ def build_trainer(
         accelerator=options.accelerator,
         devices=_devices(options),
         strategy=strategy,
-        precision=_precision(options),
+        precision=lightning_precision(options),
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=options.gradient_clip_val,
         gradient_clip_algorithm=options.gradient_clip_algorithm,
@@ -146,13 +153,10 @@ def average(decay: float) -> Callable[..., torch.Tensor]:
     return update
 
 
-def _on_gpu(options: TrainingConfig) -> bool:
-    return options.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-
-
-def _precision(options: TrainingConfig) -> Any:
+def lightning_precision(options: TrainingConfig) -> Any:
+    """Lightning's word for `training.precision`, which is no longer `auto`."""
     name = options.precision.removesuffix("-mixed").removesuffix("-true")
-    if name == "16" and not (_on_gpu(options) or options.accelerator == "mps"):
+    if name == "16" and device_type(options) == "cpu":
         log.info("training.precision=16: bfloat16, since a CPU has no fast float16")
         name = "bf16"
     return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true"}[name]
@@ -160,7 +164,7 @@ def _precision(options: TrainingConfig) -> Any:
 
 def _strategy(options: TrainingConfig) -> Any:
     several = options.devices.isdigit() and int(options.devices) > 1
-    if options.strategy == "fsdp" and not _on_gpu(options):
+    if options.strategy == "fsdp" and device_type(options) != "cuda":
         raise InputError("training.strategy=fsdp: needs GPUs; training.strategy=ddp runs anywhere")
     patience = timedelta(seconds=START_SECONDS)
     if options.strategy == "ddp" or (options.strategy == "auto" and several):

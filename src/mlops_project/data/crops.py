@@ -1,0 +1,86 @@
+"""Crops and flips, cut from decoded images: the same numbers in the memory of any device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlops_project.data import randomness
+
+
+def places(
+    rows: np.ndarray,
+    margin: int,
+    *,
+    draws: np.ndarray | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    horizontal_flip: float = 0.0,
+    vertical_flip: float = 0.0,
+) -> np.ndarray:
+    """Where in the decoded images the batch's images lie.
+
+    Args:
+        rows: of the decoded images, int64 [B].
+        margin: how many pixels a decoded side is longer than a crop's.
+        draws: what the random choices are keyed by, int64 [B]; None: centre crops, no flips.
+        seed, epoch: of the random choices.
+        horizontal_flip, vertical_flip: probabilities.
+
+    Returns:
+        Row, top, left, whether upside down, whether mirrored; int64 [B, 5].
+    """
+    if draws is None:
+        corners = np.full((len(rows), 2), margin // 2)
+        flips = np.zeros((len(rows), 2), dtype=bool)
+    else:
+        corners = randomness.integers(seed, epoch, draws, "crop", margin + 1, 2)
+        flips = randomness.uniform(seed, epoch, draws, "flip", 2) < (vertical_flip, horizontal_flip)
+    return np.column_stack([rows, corners, flips]).astype(np.int64)
+
+
+def cut(images: Any, where: np.ndarray, size: int) -> torch.Tensor:
+    """Cuts a batch out of decoded images in the host's memory.
+
+    Args:
+        images: uint8 [N, 3, C, C], C >= size.
+        where: of `places`, int64 [B, 5].
+        size: side S of the crops, pixels.
+
+    Returns:
+        uint8 [B, 3, S, S].
+    """
+    images = np.asarray(images)  # a memmap makes a new object of itself at each slice
+    batch = np.empty((len(where), 3, size, size), dtype=np.uint8)
+    # numpy reverses bytes one by one; whole words, and then the bytes in each, go several times
+    # faster. Unlike torch.flip this wakes no threads, which costs more than it gains here.
+    words = batch.view(f"u{math.gcd(size, 8)}")
+    for i, (row, top, left, upside_down, mirrored) in enumerate(where.tolist()):
+        crop = images[row, :, top : top + size, left : left + size]
+        batch[i] = crop[:, ::-1] if upside_down else crop
+        if mirrored:
+            words[i] = words[i, :, :, ::-1].byteswap()
+    return torch.from_numpy(batch)
+
+
+def cut_on_device(images: torch.Tensor, where: torch.Tensor, size: int) -> torch.Tensor:
+    """`cut`, out of images in the memory of a device, without waiting for it.
+
+    Args:
+        images: uint8 [N, 3, C, C].
+        where: of `places`, int64 [B, 5], on the same device.
+        size: side S of the crops, pixels.
+
+    Returns:
+        uint8 [B, 3, S, S].
+    """
+    row, top, left, upside_down, mirrored = where.T[:, :, None]
+    ahead = torch.arange(size, device=images.device)
+    back = size - 1 - ahead
+    ys = top + torch.where(upside_down > 0, back, ahead)
+    xs = left + torch.where(mirrored > 0, back, ahead)
+    channels = torch.arange(3, device=images.device)[:, None, None]
+    return images[row[:, :, None, None], channels, ys[:, None, :, None], xs[:, None, None, :]]

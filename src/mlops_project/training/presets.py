@@ -1,0 +1,80 @@
+"""What `auto` stands for in precision, memory layout and compilation: what measured fastest.
+
+The figures are those of `benchmarks/train_step.py`. They depend on the network and the processor,
+not on the run, so the same machine always chooses the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlops_project.config import Config, TrainingConfig
+
+log = logging.getLogger("mlops_project")
+
+# Compiling a network takes minutes; it has to be made up for. In images of 224 × 224 pixels that a
+# run trains on, on a CPU and on a GPU.
+WORTH_COMPILING = {"cpu": 60_000, "cuda": 500_000}
+
+
+def device_type(options: TrainingConfig) -> str:
+    """ "cuda", "mps" or "cpu": where these settings train."""
+    if options.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return "cuda"
+    if options.accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def choose_presets(config: Config, network: nn.Module, images: int) -> None:
+    """Puts the fastest choice in the place of each `auto` of precision, channels_last and compile.
+
+    Args:
+        config: of the run; its training settings are changed.
+        network: that is to be trained.
+        images: in the training split.
+    """
+    options, device = config.training, device_type(config.training)
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    depthwise = any(m.groups == m.in_channels > 1 for m in convolutions)
+    chosen = []
+    if options.precision == "auto":
+        options.precision = "bf16" if _computes_bfloat16(device, depthwise) else "32"
+        chosen.append(f"precision {options.precision}")
+    if options.channels_last == "auto":
+        options.channels_last = bool(convolutions) and device != "mps"
+        chosen.append(f"channels {'last' if options.channels_last else 'first'}")
+    if options.compile == "auto":
+        size = config.data.image_size or 224
+        seen = images * options.max_epochs * (size / 224) ** 2
+        options.compile = (
+            seen >= WORTH_COMPILING.get(device, float("inf"))
+            # On a CPU the library's convolutions are as fast as they get; what is between those of
+            # a depthwise network is not.
+            and (device == "cuda" or depthwise)
+            and _has_compiler()
+        )
+        chosen.append("compiled" if options.compile else "not compiled")
+    if chosen:
+        log.info("fastest here: %s", ", ".join(chosen))
+
+
+def _computes_bfloat16(device: str, depthwise: bool) -> bool:
+    """Whether the device is faster with bfloat16 than with float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu" and not depthwise:  # there is no fast depthwise convolution of it
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    return False
+
+
+def _has_compiler() -> bool:
+    named = os.environ.get("CXX")
+    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++"]))
