@@ -241,6 +241,7 @@ class Round:
         """The disk is full from now on, until the run has ended."""
         checkpoints = list(self.folder.glob("models/*/*/checkpoints/*.ckpt"))
         damaged = {path for path in checkpoints if not _readable(path)}  # on purpose, before
+        unfinished = set(self.folder.glob("models/**/.*.tmp"))  # by a kill, before
         if os.path.ismount(self.folder):
             ballast = self.folder / "ballast"
             free = shutil.disk_usage(self.folder).free
@@ -257,7 +258,8 @@ class Round:
         for path in self.folder.glob("models/*/*/checkpoints/*"):
             assert path.suffix == ".ckpt", f"{path} is left behind"
             assert path in damaged or _readable(path), f"{path} is damaged"
-        assert not list(self.folder.glob("models/**/.*.tmp")), "a temporary file is left behind"
+        left = set(self.folder.glob("models/**/.*.tmp")) - unfinished
+        assert not left, f"{left} are left behind"
 
     def _steps(self) -> int:
         lasts = self.folder.glob("models/*/*/checkpoints/last.ckpt")
