@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mlops_project.training.checkpoints import load_checkpoint
+from mlops_project.training.speed import MEASURED
 
 # A run that uses all that has a state: averaged weights, stages that are freed, mixed images, a
 # schedule with a warm-up, accumulated batches, a sampler that repeats images, workers, a plateau
@@ -148,7 +149,9 @@ def _scalars(run: Path) -> list[tuple[str, int, float]]:
     for path in sorted(run.glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                if value.tag != "hp_metric" and not value.tag.startswith("_hparams_"):
+                # Speed goes by the clock.
+                of_clock = value.tag in MEASURED or value.tag == "hp_metric"
+                if not of_clock and not value.tag.startswith("_hparams_"):
                     found.append((value.tag, event.step, value.tensor.float_val[0]))
     return sorted(found)
 

@@ -19,6 +19,7 @@ from mlops_project.files import atomic_write
 from mlops_project.training.folders import table_text
 
 FILE = "speed.csv"
+MEASURED = ("images_per_second", "data_wait_fraction", "peak_memory_mib", "model_rate_share")
 MODEL_STEPS = 10  # of the network alone, timed for comparison
 HIGH_WAIT = 0.1  # share of the time from which on the data is worth a hint
 
@@ -65,14 +66,12 @@ class Speed(Callback):
         seconds = self._until - self._began
         if seconds <= 0:
             return  # the epoch has gone on with its validation
-        row = {
-            "epoch": trainer.current_epoch,
-            "images_per_second": self._images * trainer.world_size / seconds,
-            "data_wait_fraction": min(1.0, (self._waiting(trainer) - self._waited) / seconds),
-            "peak_memory_mib": peak_memory(pl_module.device) / 2**20,
-        }
+        rate = self._images * trainer.world_size / seconds
+        waited = min(1.0, (self._waiting(trainer) - self._waited) / seconds)
+        values = [rate, waited, peak_memory(pl_module.device) / 2**20]
         if self._model_rate is not None:
-            row["model_rate_share"] = row["images_per_second"] / self._model_rate
+            values.append(rate / self._model_rate)
+        row = {"epoch": trainer.current_epoch, **dict(zip(MEASURED, values, strict=False))}
         self.rows.append(row)
         self._write()
         for logger in trainer.loggers:
@@ -82,9 +81,10 @@ class Speed(Callback):
     def summary(self) -> dict[str, float]:
         """Medians over the epochs, and the largest memory; empty before the first epoch."""
         result = {}
-        for name in self.rows[-1].keys() - {"epoch"} if self.rows else ():
+        for name in MEASURED:
             values = [row[name] for row in self.rows if name in row]
-            result[name] = max(values) if "peak" in name else statistics.median(values)
+            if values:
+                result[name] = max(values) if "peak" in name else statistics.median(values)
         return result
 
     @staticmethod

@@ -97,7 +97,7 @@ def summary_row(
         "seed": config.seed,
         "epochs": epochs,
         "seconds": round(seconds, 1),
-        **{name: round(value, 4) for name, value in sorted(speed.items())},
+        **{name: round(value, 4) for name, value in speed.items()},
         "monitor": config.training.monitor_metric,
         **{f"best_{n}" if n == "epoch" else n: v for n, v in result.best.items()},
         **result.test,
