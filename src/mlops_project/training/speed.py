@@ -44,7 +44,13 @@ class Speed(Callback):
         self.rows: list[dict[str, float]] = []
         self._model_rate: float | None = None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start(trainer)  # a run that goes on within an epoch does not start it again
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start(trainer)
+
+    def _start(self, trainer: pl.Trainer) -> None:
         self._images, self._until = 0, 0.0
         self._waited = self._waiting(trainer)
         self._began = time.perf_counter()
