@@ -121,9 +121,10 @@ class BatchAugmentation(nn.Module):
                 x = warp(x, matrices[part].view(-1, 2, 3))
             if augmented and (self.color_jitter or self.randaugment):
                 x = recolour(x, factors[part])
-            torch.mul(x, self.scale, out=result[part]).add_(self.offset)
+            x.mul_(self.scale).add_(self.offset)
             if augmented and self.random_erasing:
-                result[part].masked_fill_(_inside(boxes[part], images.shape[-1]), 0.0)
+                x.masked_fill_(_inside(boxes[part], images.shape[-1]), 0.0)
+            result[part] = x
         return result
 
     @torch.no_grad()

@@ -1,0 +1,105 @@
+"""What the benchmarks share: cases timed in turn, their table, and a file with the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("torch", "torchvision", "timm", "lightning", "pillow", "numpy")
+
+
+def interleave(
+    cases: dict[str, Callable[[], int]], rounds: int, *, cpu_time: bool = False
+) -> dict[str, list[float]]:
+    """Microseconds an item of each case, once a round; the cases take turns.
+
+    Args:
+        cases: each does some work, and returns how many items (images, steps) it was.
+        rounds: how often; one more, before, is not counted.
+        cpu_time: of the process, rather than what the clock shows.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(rounds + 1):
+        for name, work in cases.items():
+            began = clock()
+            items = work()
+            if number:
+                times[name].append((clock() - began) / items * 1e6)
+    return times
+
+
+def rows(times: dict[str, list[float]], peers: dict[str, str]) -> list[dict[str, Any]]:
+    """Median, spread and ratio of each case.
+
+    Args:
+        times: of `interleave`.
+        peers: whom a case is compared with; its ratio is the median of the rounds' ratios.
+    """
+    result = []
+    for name, values in times.items():
+        row: dict[str, Any] = {"case": name, "median_us": round(statistics.median(values), 2)}
+        row["min_us"], row["max_us"] = round(min(values), 2), round(max(values), 2)
+        if name in peers:
+            ratios = [p / v for p, v in zip(times[peers[name]], values, strict=True)]
+            row["against"] = peers[name]
+            row["ratio"] = round(statistics.median(ratios), 2)
+            row["ratio_min"], row["ratio_max"] = round(min(ratios), 2), round(max(ratios), 2)
+        result.append(row)
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and versions."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def report(name: str, table: list[dict[str, Any]], command: str, **facts: Any) -> None:
+    """Prints the table and writes benchmarks/results/<name>.json.
+
+    Args:
+        name: of the file.
+        table: rows with the same keys, as far as they have them.
+        command: that reproduces it; `facts`: what else there is to know.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table()
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    for column in columns:
+        shown.add_column(column, justify="left" if column in ("case", "against") else "right")
+    for row in table:
+        shown.add_row(*(str(row.get(column, "")) for column in columns))
+    Console().print(shown)
+    RESULTS.mkdir(exist_ok=True)
+    content = {"command": command, "machine": machine(), **facts, "results": table}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
