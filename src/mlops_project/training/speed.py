@@ -19,18 +19,25 @@ from mlops_project.files import atomic_write
 from mlops_project.training.folders import table_text
 
 FILE = "speed.csv"
-MEASURED = ("images_per_second", "data_wait_fraction", "peak_memory_mib", "model_rate_share")
+MEASURED = (
+    "epoch_seconds",
+    "images_per_second",
+    "data_wait_fraction",
+    "peak_memory_mib",
+    "model_rate_share",
+)
 MODEL_STEPS = 10  # of the network alone, timed for comparison
 HIGH_WAIT = 0.1  # share of the time from which on the data is worth a hint
 
 
 class Speed(Callback):
-    """Measures each epoch's training, without its validation, and writes speed.csv.
+    """Measures each epoch and writes speed.csv.
 
-    images_per_second is that of all processes together, data_wait_fraction the share of the time in
-    which the training waited for a batch, peak_memory_mib the largest memory of the process so far
-    (of the GPU's, where there is one), model_rate_share the rate as a share of what the network and
-    its gradients alone reach on one batch (on one GPU).
+    epoch_seconds is all of the epoch with its validation; images_per_second the rate of its
+    training alone, of all processes together; data_wait_fraction the share of the time in which the
+    training waited for a batch; peak_memory_mib the largest memory of the process so far (of the
+    GPU's, where there is one); model_rate_share the rate as a share of what the network and its
+    gradients alone reach on one batch (on one GPU).
 
     These numbers depend on the clock: they are not in metrics.csv, which is the same for each
     repetition of a run.
@@ -74,15 +81,16 @@ class Speed(Callback):
             return  # the epoch has gone on with its validation
         rate = self._images * trainer.world_size / seconds
         waited = min(1.0, (self._waiting(trainer) - self._waited) / seconds)
-        values = [rate, waited, peak_memory(pl_module.device) / 2**20]
+        whole = time.perf_counter() - self._began
+        values = [whole, rate, waited, peak_memory(pl_module.device) / 2**20]
         if self._model_rate is not None:
             values.append(rate / self._model_rate)
-        row = {"epoch": trainer.current_epoch, **dict(zip(MEASURED, values, strict=False))}
-        self.rows.append(row)
+        told = dict(zip(MEASURED, values, strict=False))
+        self.rows.append({"epoch": trainer.current_epoch, **told})
         self._write()
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):  # whose table is the same for each repetition
-                logger.log_metrics(row, step=trainer.global_step)
+                logger.log_metrics(told, step=trainer.global_step)
 
     def summary(self) -> dict[str, float]:
         """Medians over the epochs, and the largest memory; empty before the first epoch."""

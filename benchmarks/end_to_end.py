@@ -1,0 +1,157 @@
+"""A whole epoch, training and validation: ours against plain Lightning with the usual pipeline.
+
+uv run python benchmarks/end_to_end.py [DATA_DIR [SHARE]]
+
+The peer is the same network in float32, with images decoded by PIL and augmented by torchvision in
+two workers, and torchmetrics' accuracy in each step, as in most Lightning templates. Both see the
+same images of DATA_DIR (or of synthetic data), SHARE of them; the cache is built before.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
+import torch
+import torchmetrics
+from measure import report, rows
+from PIL import Image
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from mlops_project import settings
+from mlops_project.data.demo import generate
+from mlops_project.data.sources import read_bytes
+from mlops_project.models.build import IMAGENET_MEAN, IMAGENET_STD, build_model
+from mlops_project.training.run import open_data, train
+
+EPOCHS = 3  # of each run; the first one is not counted
+ROUNDS = 2
+
+
+class Files(Dataset):
+    def __init__(self, table: pd.DataFrame, labels: np.ndarray, transform: Any) -> None:
+        self.paths, self.members = table["path"].tolist(), table["member"].tolist()
+        self.labels, self.transform = labels, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        data = read_bytes(self.paths[index], self.members[index])
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return self.transform(image), int(self.labels[index])
+
+
+class Plain(pl.LightningModule):
+    """A classifier as the templates have it."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.train_accuracy = torchmetrics.Accuracy("multiclass", num_classes=2)
+        self.val_accuracy = torchmetrics.Accuracy("multiclass", num_classes=2)
+        self.seconds: list[float] = []
+
+    def _step(self, batch: Any, name: str, metric: torchmetrics.Metric) -> torch.Tensor:
+        images, labels = batch
+        logits = self.network(images)
+        loss = F.cross_entropy(logits, labels)
+        self.log(f"{name}_loss", loss)
+        metric(logits, labels)
+        self.log(f"{name}_accuracy", metric)
+        return loss
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        return self._step(batch, "train", self.train_accuracy)
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self._step(batch, "val", self.val_accuracy)
+
+    def on_train_epoch_start(self) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_epoch_end(self) -> None:
+        self.seconds.append(time.perf_counter() - self._began)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), 1e-3)
+
+
+def main() -> None:
+    logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore")
+    folder = Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else None
+    share = sys.argv[2] if len(sys.argv) > 2 else "1"
+    os.chdir(tempfile.mkdtemp())
+    if folder is None:
+        folder = Path("demo").absolute()
+        generate(folder, images=1000, seed=5)
+    table = []
+    for size in (64, 224):
+        arguments = [
+            *(f"data.data_dir={folder}", f"data.subsample_percentage={share}"),
+            *(f"data.image_size={size}", f"training.max_epochs={EPOCHS}"),
+            *("training.early_stopping_patience=0", "training.progress_bar=none"),
+        ]
+        data = open_data(settings.load(arguments))
+        data.setup("fit")  # builds the cache
+        images = int(np.isin(data.split, ["train", "val"]).sum())
+        names = f"plain Lightning, {size} px", f"ours, {size} px"
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(ROUNDS):
+            result = train(settings.load(arguments))
+            assert result.folder is not None
+            ours = pd.read_csv(result.folder / "speed.csv")["epoch_seconds"].iloc[1:]
+            for name, seconds in zip(names, (peer(data, size), ours.tolist()), strict=True):
+                times[name].append(float(np.median(seconds)) / images * 1e6)
+        table += rows(times, {names[1]: names[0]})
+    words = " ".join(["DATA_DIR", share] if len(sys.argv) > 1 else [])
+    command = f"uv run python benchmarks/end_to_end.py {words}".strip()
+    report("end_to_end", table, command, unit="an image of an epoch")
+
+
+def peer(data: Any, size: int) -> list[float]:
+    """Seconds of each epoch but the first."""
+    side = round(size / 0.875)
+    last = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    resize = [transforms.Resize(side), transforms.CenterCrop(side)]
+    training = [
+        *(transforms.RandomCrop(size), transforms.RandomHorizontalFlip()),
+        *(transforms.RandomVerticalFlip(), transforms.RandomRotation(15)),
+        transforms.ColorJitter(0.1, 0.1, 0.1),
+    ]
+    loaders = []
+    for split, chosen in (("train", training), ("val", [transforms.CenterCrop(size)])):
+        part = data.rows_of(split)
+        transform = transforms.Compose([*resize, *chosen, *last])
+        files = Files(data.table.iloc[part], data.labels[part], transform)
+        loaders.append(
+            DataLoader(files, 32, shuffle=split == "train", num_workers=2, persistent_workers=True)
+        )
+    config = settings.load(["model=baseline_cnn"])
+    module = Plain(build_model(config.model, size).network)
+    trainer = pl.Trainer(
+        accelerator=config.training.accelerator,
+        max_epochs=EPOCHS,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, *loaders)
+    return module.seconds[1:]
+
+
+if __name__ == "__main__":
+    main()
