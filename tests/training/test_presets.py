@@ -1,0 +1,81 @@
+"""What `auto` chooses, and that it changes a run's numbers by rounding alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+import torch
+
+from mlops_project import settings
+from mlops_project.config import Config
+from mlops_project.models.build import build_model
+from mlops_project.training import presets
+from mlops_project.training.run import Result, train
+
+Train = Callable[..., Result]
+
+
+@pytest.fixture
+def run_here(here: tuple[str, str]) -> Train:
+    small = ("data.image_size=32", "data.batch_size=16", "training.max_epochs=3")
+    return lambda *options: train(settings.load([*here, *small, *options]))
+
+
+def chosen(*arguments: str, images: int = 7000) -> Config:
+    config = settings.load(["training.accelerator=cpu", "model.pretrained=false", *arguments])
+    network = build_model(config.model, config.data.image_size or 224).network
+    presets.choose_presets(config, network, images)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("model", "bf16", "compile"),
+    [("baseline_cnn", "bf16", False), ("resnet", "bf16", False), ("efficientnet", "32", True)],
+)
+@pytest.mark.parametrize("known", ["avx512_bf16", "amx_bf16", None])
+def test_precision_follows_the_processor_and_the_network(
+    model: str, bf16: str, compile: bool, known: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {known: True}, raising=False)
+    monkeypatch.setattr(presets, "_has_compiler", lambda: True)
+    training = chosen(f"model={model}", "training.max_epochs=20").training
+    assert training.precision == (bf16 if known else "32")
+    assert training.channels_last is True
+    assert training.compile is compile
+
+
+def test_what_is_given_is_kept_and_a_short_run_is_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(presets, "_has_compiler", lambda: True)
+    assert chosen("model=efficientnet", images=100).training.compile is False
+    given = ("training.precision=bf16", "training.channels_last=false", "training.compile=true")
+    training = chosen(*given).training
+    assert (training.precision, training.channels_last, training.compile) == ("bf16", False, True)
+
+
+@pytest.mark.parametrize("model", ["baseline_cnn", "timm"])
+def test_the_memory_layout_changes_the_numbers_by_rounding(run_here: Train, model: str) -> None:
+    variant = ("model.variant=test_efficientnet",) if model == "timm" else ()
+    tables = []
+    for layout in ("true", "false"):
+        options = (f"training.channels_last={layout}", "training.precision=32", *variant)
+        result = run_here(f"model={model}", "model.pretrained=false", *options)
+        assert result.folder is not None
+        tables.append(pd.read_csv(result.folder / "metrics.csv")["train_loss"])
+    assert tables[0].tolist() == pytest.approx(tables[1].tolist(), rel=5e-3)
+
+
+def test_what_was_chosen_is_in_the_runs_settings_and_holds_when_it_goes_on(
+    run_here: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = run_here()
+    saved = torch.load(result.checkpoint, weights_only=True)["mlops_project"]["config"]["training"]
+    assert saved["precision"] in ("32", "bf16")
+    assert saved["channels_last"] is True
+    assert saved["compile"] is False
+    last = result.checkpoint.with_name("last.ckpt")
+    again = run_here("training.max_epochs=4", f"training.resume_from_checkpoint={last}")
+    assert again.folder == result.folder
