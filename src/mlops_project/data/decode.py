@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,9 +43,13 @@ def decode(data: bytes, side: int) -> np.ndarray:
 
     if not data:
         raise UnreadableImage("the file is empty")
-    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MAX_SCANS:
-        raise UnreadableImage(f"more than {MAX_SCANS} scans in a JPEG")
-    pixels = _decode_plain_jpeg(data) if data[:2] == b"\xff\xd8" else None
+    pixels = None
+    if data[:2] == b"\xff\xd8":
+        header = _jpeg_header(data)
+        # Where the first scan has all, no decoder looks for others; nor need we, which takes time.
+        if not (header and header.one_scan) and data.count(b"\xff\xda") > MAX_SCANS:
+            raise UnreadableImage(f"more than {MAX_SCANS} scans in a JPEG")
+        pixels = _decode_plain_jpeg(data, header)
     if pixels is None:
         pixels = torch.from_numpy(_decode_with_pillow(data)).permute(2, 0, 1)
     height, width = pixels.shape[1:]
@@ -75,15 +80,23 @@ def _torchvision_decoder():
     return lambda data: decode_jpeg(data, mode=ImageReadMode.RGB)
 
 
-def _decode_plain_jpeg(data: bytes):
+class _JpegHeader(NamedTuple):
+    height: int
+    width: int
+    components: int
+    one_scan: bool  # has all of the pixels, as in files that are not progressive
+    oriented: bool  # turned by a camera, or with colours of Adobe's own
+
+
+def _decode_plain_jpeg(data: bytes, header: _JpegHeader | None):
     """Pixels uint8 [3, H, W] of a whole, upright JPEG with three components, else None."""
     import torch
 
-    header = _jpeg_header(data)
     if header is None or not data.rstrip(b"\0\r\n").endswith(b"\xff\xd9"):
         return None
-    height, width, components, oriented = header
-    if components != 3 or oriented or height * width > MAX_PIXELS or height * width == 0:
+    if header.components != 3 or header.oriented:
+        return None
+    if not 0 < header.height * header.width <= MAX_PIXELS:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the buffer is read-only, and only read
@@ -94,9 +107,9 @@ def _decode_plain_jpeg(data: bytes):
         return None  # Pillow finds words for it
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, int, bool] | None:
-    """(height, width, components, turned by a camera) from the markers before the pixels."""
-    position, oriented = 2, False
+def _jpeg_header(data: bytes) -> _JpegHeader | None:
+    """What the markers before the pixels say; None where they cannot be followed."""
+    position, oriented, frame = 2, False, None
     while position + 4 <= len(data):
         if data[position] != 0xFF:
             return None
@@ -106,14 +119,17 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int, bool] | None:
             continue
         (length,) = struct.unpack_from(">H", data, position + 2)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if position + 10 > len(data) or data[position + 4] != 8:
+            if position + 10 > len(data) or data[position + 4] != 8 or frame:
                 return None
-            height, width, components = struct.unpack_from(">HHB", data, position + 5)
-            return height, width, components, oriented
+            frame = marker, *struct.unpack_from(">HHB", data, position + 5)
         if marker in (0xE1, 0xEE):  # Exif, or Adobe's colour transform: left to Pillow
             segment = data[position + 4 : position + 2 + length]
             oriented |= segment.startswith(b"Exif") and _is_turned(data)
             oriented |= segment.startswith(b"Adobe") and len(segment) > 11 and segment[11] == 0
+        if marker == 0xDA and frame and position + 5 <= len(data):
+            kind, height, width, components = frame
+            one_scan = kind in (0xC0, 0xC1) and data[position + 4] == components
+            return _JpegHeader(height, width, components, one_scan, oriented)
         if marker == 0xDA or length < 2:
             return None
         position += 2 + length
