@@ -108,7 +108,7 @@ class BatchAugmentation(nn.Module):
         )
         if augmented:
             numbers = self._draw(draws.cpu().numpy(), epoch, images.shape[-1])
-            matrices, factors, boxes = _to(images.device, numbers).split((6, 3, 4), dim=1)
+            matrices, factors, boxes = to_device(numbers, images.device).split((6, 3, 4), dim=1)
         result = torch.empty(
             images.shape,
             dtype=torch.float32,
@@ -155,8 +155,8 @@ class BatchAugmentation(nn.Module):
         pasted = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / size**2
         kept = share * (1 - pasted)
         numbers = np.column_stack([share, kept, boxes])
-        table = _to(images.device, numbers)
-        other = torch.from_numpy(partner).to(images.device, non_blocking=True)
+        table = to_device(numbers, images.device)
+        other = to_device(partner, images.device)
         weight = table[:, 0].view(-1, 1, 1, 1) * ~_inside(table[:, 2:], size)
         shares = F.one_hot(labels, self.num_classes).to(table)
         mixed = torch.lerp(images[other], images, weight)
@@ -283,6 +283,9 @@ def _parts(images: torch.Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(images), step))
 
 
-def _to(device: torch.device, numbers: np.ndarray) -> torch.Tensor:
-    """A small table as float32 on the device, without waiting for it."""
-    return torch.from_numpy(numbers.astype(np.float32)).to(device, non_blocking=True)
+def to_device(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A small table on the device, without waiting for it; float64 becomes float32."""
+    table = torch.from_numpy(numbers.astype(np.float32) if numbers.dtype == np.float64 else numbers)
+    if device.type == "cuda":
+        table = table.pin_memory()  # out of other memory, a copy may wait for the work before it
+    return table.to(device, non_blocking=True)

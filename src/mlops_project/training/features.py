@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mlops_project.data.augmentation import to_device
 from mlops_project.models.build import head, head_dropout
 from mlops_project.training.processes import gather
 from mlops_project.training.signals import Interruption
@@ -42,7 +43,7 @@ class Features:
         positions = rows.cpu().numpy() % len(self.known)  # a draw is a row, plus its repetitions
         if not self.known[positions].all():
             return None
-        return self.table[torch.from_numpy(positions).to(self.table.device, non_blocking=True)]
+        return self.table[to_device(positions, self.table.device)]
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """What the network would make of the images with these features, float [B, K]."""
