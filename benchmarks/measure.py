@@ -93,13 +93,16 @@ def report(name: str, table: list[dict[str, Any]], command: str, **facts: Any) -
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table()
-    columns = list(dict.fromkeys(key for row in table for key in row))
-    for column in columns:
-        shown.add_column(column, justify="left" if column in ("case", "against") else "right")
-    for row in table:
-        shown.add_row(*(str(row.get(column, "")) for column in columns))
-    Console().print(shown)
+    shown = Table("case", "median, µs", "from", "to", "ratio", "from", "to")
+    timed = [row for row in table if "median_us" in row]
+    for row in timed:
+        names = ("median_us", "min_us", "max_us", "ratio", "ratio_min", "ratio_max")
+        shown.add_row(row["case"], *(f"{row[n]:,}" if n in row else "" for n in names))
+    if timed:
+        Console(width=120).print(shown)
+    else:
+        for row in table:
+            print(*(f"{name} {value}" for name, value in row.items()), sep=", ")
     RESULTS.mkdir(exist_ok=True)
     content = {"command": command, "machine": machine(), **facts, "results": table}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -121,10 +121,13 @@ class BatchAugmentation(nn.Module):
                 x = warp(x, matrices[part].view(-1, 2, 3))
             if augmented and (self.color_jitter or self.randaugment):
                 x = recolour(x, factors[part])
-            x.mul_(self.scale).add_(self.offset)
+            # Straight into the result, where that has the same layout.
+            out = x if self.memory_format == torch.channels_last else result[part]
+            torch.mul(x, self.scale, out=out).add_(self.offset)
             if augmented and self.random_erasing:
-                x.masked_fill_(_inside(boxes[part], images.shape[-1]), 0.0)
-            result[part] = x
+                out.masked_fill_(_inside(boxes[part], images.shape[-1]), 0.0)
+            if out is x:
+                result[part] = x
         return result
 
     @torch.no_grad()
