@@ -65,15 +65,27 @@ class LesionClassifier(pl.LightningModule):
 
         self.features: Features | None = None  # while the images need not be looked at again
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the name of each hook, some fifty times a step; nn.Module would look each
+        # time whether it is a weight.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout and the like draw from torch's generator. Seeded anew for each batch, their
         # numbers are a function of (seed, epoch, batch), whatever happened before it.
-        torch.manual_seed(
-            seed_for(self.config.seed, self.current_epoch, batch_idx, self.global_rank)
-        )
+        seed = seed_for(self.config.seed, self.current_epoch, batch_idx, self.global_rank)
+        # torch.manual_seed would note a traceback for each kind of device that is not there.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Prepared:
         """Augments and normalises (images uint8, labels, rows) on the device.

@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
     AdvancedProfiler,
+    PassThroughProfiler,
     Profiler,
     PyTorchProfiler,
     SimpleProfiler,
@@ -175,14 +177,21 @@ def _strategy(options: TrainingConfig) -> Any:
     return options.strategy
 
 
-def _profiler(options: TrainingConfig, folder: Path | None) -> Profiler | None:
+class _NoProfiler(PassThroughProfiler):
+    """Lightning asks it some fifty times a step; its own makes a generator each time."""
+
+    def profile(self, action_name: str) -> Any:
+        return nullcontext()
+
+
+def _profiler(options: TrainingConfig, folder: Path | None) -> Profiler:
     kinds: dict[str, type[Profiler]] = {
         "simple": SimpleProfiler,
         "advanced": AdvancedProfiler,
         "pytorch": PyTorchProfiler,
     }
     if options.profiler == "none" or folder is None:
-        return None
+        return _NoProfiler()
     log.info("profile: %s", folder / "*profile*")
     return kinds[options.profiler](dirpath=str(folder), filename="profile")
 
