@@ -2,31 +2,23 @@
 
 uv run python benchmarks/train_step.py [baseline_cnn:64 baseline_cnn:224 resnet:224 …]
 
-Also: an epoch in which only the head learns against one that trains everything, and what Lightning
-and our callbacks add to each step of a bare loop.
+Also: a step in which only the head learns against one that trains everything.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
-import pandas as pd
 import torch
 from measure import interleave, report, rows
 from torch.nn import functional as F
 
 from mlops_project import settings
-from mlops_project.data.demo import generate
 from mlops_project.models.build import build_model, freeze, head
-from mlops_project.training.module import build_module
 from mlops_project.training.presets import choose_presets, device_type
-from mlops_project.training.run import open_data, train
 from mlops_project.training.trainer import lightning_precision
 
 BATCH, CLASSES = 32, 7
@@ -35,12 +27,10 @@ CASES = ("baseline_cnn:64", "baseline_cnn:224", "resnet:224", "efficientnet:224"
 
 def main() -> None:
     logging.disable(logging.INFO)
-    os.chdir(tempfile.mkdtemp())
     table = []
     for case in sys.argv[1:] or CASES:
         name, size = case.split(":")
         table += steps(name, int(size))
-    table += overhead()
     words = " ".join(sys.argv[1:])
     report("train_step", table, f"uv run python benchmarks/train_step.py {words}".strip())
 
@@ -95,47 +85,6 @@ def steps(name: str, size: int) -> list[dict]:
     }
     base = f"{label}: plain float32"
     return rows(interleave(cases, 7), {case: base for case in cases if case != base})
-
-
-def overhead() -> list[dict]:
-    """Microseconds a step of a network that costs nearly nothing, in a bare loop and in ours."""
-    generate(Path("demo"), images=400, seed=3)
-    small = ["model.architecture.conv_blocks=1", "model.architecture.channels=[2]"]
-    arguments = [
-        *("data.data_dir=demo", "data.image_size=16", "data.batch_size=4", *small),
-        *("training.max_epochs=6", "training.save_top_k=0", "training.compile=false"),
-        *("training.precision=32", "training.channels_last=false", "training.progress_bar=none"),
-    ]
-    config = settings.load(arguments)
-    data = open_data(config)
-    data.setup("fit")
-    module = build_module(config, build_model(config.model, 16), data)
-    optimizer = torch.optim.AdamW(module.network.parameters(), 1e-3)
-
-    def bare() -> int:
-        loader = data.train_dataloader()
-        for images, labels, draws in loader:
-            batch = module.augmentation(images, draws, 0, training=True)
-            loss = F.cross_entropy(module.network(batch), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return len(loader)
-
-    def ours() -> int:
-        result = train(settings.load(arguments))
-        assert result.folder is not None
-        speeds.append(pd.read_csv(result.folder / "speed.csv")["images_per_second"])
-        return 1
-
-    speeds: list[pd.Series] = []
-    times = interleave({"bare": bare, "ours": ours}, 3)
-    images = len(data.rows_of("train")) / len(data.train_dataloader())
-    per_step = [float(images / s.iloc[1:].median() * 1e6) for s in speeds[1:]]
-    table = rows({"bare loop": times["bare"], "Lightning and our callbacks": per_step}, {})
-    added = table[1]["median_us"] - table[0]["median_us"]
-    table[1]["added_us"] = round(added, 1)
-    return table
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ def main() -> int:
         return 0
     config = settings.load(arguments)
     if config.data.name != "demo" and not config.training.resume_from_checkpoint:
-        from mlops_project.data.sources import require_folder
+        from mlops_project.data.folder import require_folder
 
-        require_folder(Path(config.data.data_dir))  # seconds before all that training imports
+        require_folder(Path(config.data.data_dir))
 
     from mlops_project.training.run import train
 

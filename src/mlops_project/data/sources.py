@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mlops_project.data.folder import require_folder
 from mlops_project.errors import InputError
 from mlops_project.printable import printable
 
@@ -117,16 +118,6 @@ def read_source(folder: str | os.PathLike[str]) -> Source:
     table = table[has_image].sort_values("image_id").reset_index(drop=True)
     synthetic = (folder / SYNTHETIC_MARKER).is_file()
     return Source(folder, layout, table[list(COLUMNS)], missing, synthetic)
-
-
-def require_folder(folder: Path) -> None:
-    """Raises InputError, with the two commands that help, if there is no such folder."""
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder. Two commands that help:\n"
-            "  uv run src/mlops_project/dataset.py download    fetch the real HAM10000\n"
-            "  uv run src/mlops_project/train.py data=demo     train on synthetic images"
-        )
 
 
 _archives = threading.local()

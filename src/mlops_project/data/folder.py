@@ -1,0 +1,17 @@
+"""Whether there is a folder of images: asked before anything is imported that takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlops_project.errors import InputError
+
+
+def require_folder(folder: Path) -> None:
+    """Raises InputError, with the two commands that help, if there is no such folder."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder. Two commands that help:\n"
+            "  uv run src/mlops_project/dataset.py download    fetch the real HAM10000\n"
+            "  uv run src/mlops_project/train.py data=demo     train on synthetic images"
+        )
