@@ -11,7 +11,7 @@ from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 from torchmetrics.functional import classification
 
-from mlops_project.metrics import NAMES, auroc, classification_metrics, per_class_metrics
+from mlops_project.metrics import NAMES, auroc, classification_metrics
 
 
 def predictions(count: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,40 +94,6 @@ def test_auroc_is_the_chance_that_a_positive_image_scores_above_a_negative_one(
             areas.append(((difference > 0) + 0.5 * (difference == 0)).mean())
     expected = np.mean(areas) if areas else np.nan
     assert auroc(labels, scores) == pytest.approx(expected, nan_ok=True)
-
-
-def test_the_metrics_of_each_class_are_scikit_learn_s_against_the_rest() -> None:
-    labels, probabilities = predictions(300, 7, seed=2)
-    names = tuple("abcdefg")
-    found = per_class_metrics(labels, probabilities, names)
-
-    predicted = probabilities.argmax(axis=1)
-    assert tuple(found) == names
-    for k, name in enumerate(names):
-        truth, positive, score = labels == k, predicted == k, probabilities[:, k]
-        assert found[name] == pytest.approx(
-            {
-                "n_images": truth.sum(),
-                "sensitivity": sklearn.metrics.recall_score(truth, positive),
-                "specificity": sklearn.metrics.recall_score(~truth, ~positive),
-                "ppv": sklearn.metrics.precision_score(truth, positive),
-                "f1_score": sklearn.metrics.f1_score(truth, positive),
-                "auroc": sklearn.metrics.roc_auc_score(truth, score),
-                "average_precision": sklearn.metrics.average_precision_score(truth, score),
-            }
-        )
-
-
-def test_a_class_without_an_image_has_no_sensitivity_but_a_specificity() -> None:
-    probabilities = np.array([[0.8, 0.1, 0.1], [0.1, 0.7, 0.2], [0.1, 0.2, 0.7], [0.9, 0.1, 0]])
-    found = per_class_metrics(np.array([0, 1, 1, 0]), probabilities, ("a", "b", "c"))
-
-    assert found["c"]["n_images"] == 0
-    assert found["c"]["specificity"] == 0.75
-    assert found["c"]["ppv"] == 0
-    for name in ("sensitivity", "auroc", "average_precision"):
-        assert np.isnan(found["c"][name])
-        assert np.isfinite(found["b"][name])
 
 
 @pytest.mark.filterwarnings("error")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 
 NAMES = ("accuracy", "balanced_accuracy", "f1_score", "auroc")
@@ -59,42 +56,3 @@ def classification_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dic
         "f1_score": float(f1_score(labels, predicted, average=average, zero_division=0)),
         "auroc": auroc(labels, probabilities),
     }
-
-
-def per_class_metrics(
-    labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """What each class's predictions are worth, each class against the rest.
-
-    Args:
-        labels: int64 [N]; `probabilities`: float [N, K].
-        class_names: K names.
-
-    Returns:
-        For each class: n_images, sensitivity, specificity, ppv, f1_score, auroc and
-        average_precision; NaN where there is nothing to divide by.
-    """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    predicted = probabilities.argmax(axis=1)
-    result = {}
-    for k, name in enumerate(class_names):
-        truth, positive = labels == k, predicted == k
-        hits = int((truth & positive).sum())
-        both = 0 < truth.sum() < len(truth)
-        result[name] = {
-            "n_images": int(truth.sum()),
-            "sensitivity": _ratio(hits, truth.sum()),
-            "specificity": _ratio((~truth & ~positive).sum(), (~truth).sum()),
-            "ppv": _ratio(hits, positive.sum()),
-            "f1_score": _ratio(2 * hits, truth.sum() + positive.sum()),
-            "auroc": float(roc_auc_score(truth, probabilities[:, k])) if both else math.nan,
-            "average_precision": (
-                float(average_precision_score(truth, probabilities[:, k])) if both else math.nan
-            ),
-        }
-    return result
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else math.nan

@@ -62,7 +62,11 @@ def test_the_metrics_are_those_of_the_predictions(
         "f1_score": f1_score(truth, predicted),
         "auroc": roc_auc_score(truth, probabilities[:, 1]),
     }
-    assert {n: m["value"] for n, m in facts["metrics"].items()} == pytest.approx(expected)
+    values = {n: m["value"] for n, m in facts["metrics"].items()}
+    assert {n: values[n] for n in expected} == pytest.approx(expected)
+    for metric in facts["metrics"].values():
+        low, high = metric["ci95"]
+        assert low <= metric["value"] <= high or np.isnan(low)
     malignant = facts["per_class"]["malignant"]
     assert malignant["sensitivity"] == pytest.approx(recall_score(truth, predicted))
     assert malignant["specificity"] == pytest.approx(recall_score(~truth, ~predicted))

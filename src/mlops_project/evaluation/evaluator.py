@@ -21,8 +21,8 @@ from mlops_project.data.augmentation import BatchAugmentation
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.splits import SPLITS, UNUSED
 from mlops_project.errors import InputError
+from mlops_project.evaluation import bootstrap, measures
 from mlops_project.files import atomic_write
-from mlops_project.metrics import classification_metrics, per_class_metrics
 from mlops_project.models.build import build_model
 from mlops_project.training.checkpoints import ENTRY, load_checkpoint
 
@@ -189,16 +189,60 @@ def _with_bar(loader: Any) -> Any:
 
 
 def measure(model: TrainedModel, predictions: pd.DataFrame) -> dict[str, Any]:
-    """What the predictions are worth, as `metrics.json` holds it."""
+    """What the predictions are worth, as `metrics.json` holds it: by image, and by lesion.
+
+    A lesion's probabilities are the mean of its images'.
+    """
     names = model.class_names
-    labels = predictions["y_true"].map({n: k for k, n in enumerate(names)}).to_numpy()
-    probabilities = predictions[[f"probability_{n}" for n in names]].to_numpy()
-    metrics = classification_metrics(labels, probabilities)
+    columns = [f"probability_{n}" for n in names]
+    lesions = predictions.groupby("lesion_id", sort=False).agg(
+        {**dict.fromkeys(columns, "mean"), "y_true": "first"}
+    )
+    by_image = _measured(predictions, predictions["lesion_id"].to_numpy(), names)
+    by_lesion = _measured(lesions, lesions.index.to_numpy(), names)
     return {
         "n_images": len(predictions),
-        "n_lesions": int(predictions["lesion_id"].nunique()),
-        "metrics": {name: {"value": value} for name, value in metrics.items()},
-        "per_class": per_class_metrics(labels, probabilities, names),
+        "n_lesions": len(lesions),
+        **by_image,
+        "by_lesion": by_lesion,
+    }
+
+
+def _measured(table: pd.DataFrame, lesions: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """Each metric with its interval, over all classes and for each class against the rest.
+
+    Args:
+        table: y_true and the probabilities, one row an image or lesion.
+        lesions: of each row, which the bootstrap draws.
+        names: of the classes.
+    """
+    labels = table["y_true"].map({n: k for k, n in enumerate(names)}).to_numpy()
+    # To float32's rounding, a row sums to 1.
+    probabilities = table[[f"probability_{n}" for n in names]].to_numpy(dtype=float)
+
+    def all_measures(weights: np.ndarray) -> list[dict[str, np.ndarray]]:
+        each = [measures.against_rest(weights, labels, probabilities, k) for k in range(len(names))]
+        return [measures.overall(weights, labels, probabilities, each), *each]
+
+    plain = all_measures(np.ones((1, len(labels))))
+    chunks = [all_measures(weights) for weights in bootstrap.weightings(lesions)]
+
+    def ci95(group: int, name: str) -> list[float]:
+        return list(bootstrap.interval(np.concatenate([chunk[group][name] for chunk in chunks])))
+
+    metrics = {n: {"value": float(v[0]), "ci95": ci95(0, n)} for n, v in plain[0].items()}
+    return {
+        "metrics": metrics,
+        "per_class": {
+            name: {
+                "n_images": int((labels == k).sum()),
+                **{n: float(v[0]) for n, v in plain[k + 1].items()},
+            }
+            for k, name in enumerate(names)
+        },
+        "per_class_ci95": {
+            name: {n: ci95(k + 1, n) for n in plain[k + 1]} for k, name in enumerate(names)
+        },
     }
 
 
@@ -223,4 +267,6 @@ def write(folder: Path, facts: dict[str, Any], predictions: pd.DataFrame) -> Non
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -60,9 +60,12 @@ def show(facts: dict[str, Any], folder: Path) -> None:
     count = f"{facts['n_images']} images, {facts['n_lesions']} lesions"
     table = Table(title=f"{facts['model']}, {facts['split']}{note}\n{count}", min_width=32)
     table.add_column("metric")
-    table.add_column("value", justify="right")
+    for column in ("by image", "95 % interval", "by lesion", "95 % interval"):
+        table.add_column(column, justify="right")
     for name, metric in facts["metrics"].items():
-        table.add_row(name.replace("_", " "), _shown(metric["value"]))
+        lesion = facts["by_lesion"]["metrics"][name]
+        cells = [(_shown(m["value"]), _interval(m["ci95"])) for m in (metric, lesion)]
+        table.add_row(name.replace("_", " "), *(text for pair in cells for text in pair))
     console.print(table)
     columns = list(next(iter(facts["per_class"].values())))
     table = Table(title="each class against the rest", box=SIMPLE)
@@ -74,6 +77,10 @@ def show(facts: dict[str, Any], folder: Path) -> None:
     console.print(table)
     text = f"written to {folder}/: metrics.json, predictions.csv, confusion_matrix.png"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _interval(bounds: list[float]) -> str:
+    return "–" if math.isnan(bounds[0]) else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
 def _shown(value: float) -> str:

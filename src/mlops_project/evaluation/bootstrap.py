@@ -1,0 +1,45 @@
+"""How sure a measure is: a bootstrap that draws lesions, not images.
+
+Images of one lesion are much alike; a bootstrap of images takes them for independent, and its
+intervals are too narrow (Field and Welsh, Bootstrapping clustered data, JRSS B 2007).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+RESAMPLES = 2000
+CHUNK = 250  # resamples at once, which bounds the memory
+LEVEL = 0.95
+
+
+def weightings(
+    lesions: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> Iterator[np.ndarray]:
+    """Weights of the images in resamples of as many lesions as there are, in chunks.
+
+    Args:
+        lesions: which lesion each image shows, any type [N].
+        resamples: how many.
+        seed: of the draws.
+
+    Yields:
+        float64 [R, N], R up to `CHUNK`: how often each image's lesion was drawn.
+    """
+    unique, lesion = np.unique(lesions, return_inverse=True)
+    random = np.random.default_rng(seed)
+    shares = np.full(len(unique), 1 / len(unique))
+    for start in range(0, resamples, CHUNK):
+        count = min(CHUNK, resamples - start)
+        yield random.multinomial(len(unique), shares, size=count)[:, lesion].astype(float)
+
+
+def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """The middle share of the resampled values, NaN left out; (NaN, NaN) with fewer than half."""
+    known = values[~np.isnan(values)]
+    if len(known) < len(values) / 2:
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

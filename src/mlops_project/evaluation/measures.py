@@ -1,0 +1,137 @@
+"""Measures of predictions under many weightings at once, as a bootstrap needs them.
+
+Every function takes weights [R, N], R weightings of N images (or lesions), and gives R values; a
+weight of 2 counts an image twice. Weights of 1 give the plain measure, so that a value and its
+interval come from the same lines. NaN stands where a measure does not exist, such as the AUROC of a
+class without images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+BINS = 15  # of confidence: Guo et al., On Calibration of Modern Neural Networks, ICML 2017
+
+
+def overall(
+    weights: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    each: list[dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """Measures of all classes together.
+
+    Args:
+        weights: float [R, N].
+        labels: int64 [N].
+        probabilities: float [N, K], rows that sum to 1.
+        each: `against_rest` of each class.
+
+    Returns:
+        float [R] each: accuracy; balanced_accuracy (mean sensitivity of the classes present, the
+        ISIC 2018 measure); f1_score (of class 1 for two classes, else the mean of the classes
+        present or predicted) and macro_f1; auroc and average_precision (of class 1 for two classes,
+        else the mean of the classes for which they exist); brier (sum over classes, Brier 1950),
+        log_loss, ece and class_wise_ece (Kull et al., 2019; equal bins).
+    """
+    classes = probabilities.shape[1]
+    total = weights.sum(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    truth = np.eye(classes)[labels]
+    f1 = np.stack([e["f1_score"] for e in each])
+    ranked = {n: np.stack([e[n] for e in each]) for n in ("auroc", "average_precision")}
+    chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-15, 1)
+    result = {
+        "accuracy": weights @ correct / total,
+        "balanced_accuracy": _mean(np.stack([e["sensitivity"] for e in each])),
+        "f1_score": np.nan_to_num(f1[1]) if classes == 2 else _mean(f1),
+        "macro_f1": _mean(f1),
+    }
+    result |= {n: v[1] if classes == 2 else _mean(v) for n, v in ranked.items()}
+    result |= {
+        "brier": weights @ ((probabilities - truth) ** 2).sum(axis=1) / total,
+        "log_loss": weights @ -np.log(chosen) / total,
+        "ece": calibration_error(weights, probabilities.max(axis=1), correct),
+        "class_wise_ece": np.mean(
+            [calibration_error(weights, probabilities[:, k], labels == k) for k in range(classes)],
+            axis=0,
+        ),
+    }
+    return result
+
+
+def against_rest(
+    weights: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, k: int
+) -> dict[str, np.ndarray]:
+    """Measures of class k against the rest, at the most probable class; float [R] each."""
+    truth, positive = labels == k, probabilities.argmax(axis=1) == k
+    result = binary(weights, truth, positive)
+    result["auroc"], result["average_precision"] = ranking(weights, truth, probabilities[:, k])
+    return result
+
+
+def binary(weights: np.ndarray, truth: np.ndarray, positive: np.ndarray) -> dict[str, np.ndarray]:
+    """Sensitivity, specificity, ppv, npv and f1_score of decisions.
+
+    Args:
+        weights: float [R, N].
+        truth: whether each has the condition, bool [N].
+        positive: whether it is taken to have it, bool [N].
+    """
+    hits, false_alarms = weights @ (truth & positive), weights @ (~truth & positive)
+    misses, correct_rejections = weights @ (truth & ~positive), weights @ (~truth & ~positive)
+    return {
+        "sensitivity": _ratio(hits, hits + misses),
+        "specificity": _ratio(correct_rejections, correct_rejections + false_alarms),
+        "ppv": _ratio(hits, hits + false_alarms),
+        "npv": _ratio(correct_rejections, correct_rejections + misses),
+        "f1_score": _ratio(2 * hits, 2 * hits + false_alarms + misses),
+    }
+
+
+def ranking(
+    weights: np.ndarray, truth: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC (ties count half) and average precision (as scikit-learn defines it), float [R] each.
+
+    Args:
+        weights: float [R, N].
+        truth: bool [N].
+        scores: float [N], larger for what is more likely true.
+    """
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])  # of equal scores
+    positive = np.add.reduceat(weights[:, order] * truth[order], starts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * ~truth[order], starts, axis=1)
+    hits, false_alarms = positive.cumsum(axis=1), negative.cumsum(axis=1)
+    # A pair is right where the negative one comes later; one with the same score is half right.
+    pairs = (positive * (false_alarms[:, -1:] - false_alarms + negative / 2)).sum(axis=1)
+    auroc = _ratio(pairs, hits[:, -1] * false_alarms[:, -1])
+    precision = np.nan_to_num(_ratio(hits, hits + false_alarms))
+    return auroc, _ratio((positive * precision).sum(axis=1), hits[:, -1])
+
+
+def calibration_error(
+    weights: np.ndarray, confidence: np.ndarray, correct: np.ndarray, bins: int = BINS
+) -> np.ndarray:
+    """Mean distance between confidence and frequency over equal bins of confidence, float [R].
+
+    Args:
+        weights: float [R, N].
+        confidence: float [N], 0 to 1; `correct`: whether it came true, bool [N].
+    """
+    where = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.zeros((len(confidence), bins))
+    gaps[np.arange(len(confidence)), where] = confidence - correct
+    return np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN; NaN where there is nothing."""
+    known = ~np.isnan(values)
+    return _ratio(np.nansum(values, axis=0), known.sum(axis=0))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)

@@ -1,0 +1,53 @@
+"""Intervals hold what they promise where images come in lesions, and only if lesions are drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlops_project.evaluation import measures
+from mlops_project.evaluation.bootstrap import interval, weightings
+
+
+def test_a_lesion_is_drawn_with_all_its_images_and_the_same_seed_draws_the_same() -> None:
+    lesions = np.array(["a", "b", "a", "c", "b", "a"])
+    drawn = np.concatenate(list(weightings(lesions, 600, seed=3)))
+    assert drawn.shape == (600, 6)
+    assert (drawn[:, 0] == drawn[:, 2]).all()
+    assert (drawn[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    assert np.array_equal(drawn, np.concatenate(list(weightings(lesions, 600, seed=3))))
+    assert drawn[:, 3].mean() == pytest.approx(1, abs=0.1)
+
+
+def coverage(by_lesion: bool, rounds: int = 400) -> float:
+    """How often the interval of the sensitivity has the true one, 0.8, in it.
+
+    A lesion has 1 to 9 images, which are all found with the lesion's own probability.
+    """
+    random = np.random.default_rng(11)
+    hits = 0
+    for number in range(rounds):
+        sizes = random.integers(1, 10, 120)
+        found = random.beta(0.8, 0.2, 120)  # mean 0.8, and nearly all or none of a lesion's images
+        lesions = np.repeat(np.arange(120), sizes)
+        positive = random.random(len(lesions)) < np.repeat(found, sizes)
+        truth = np.ones(len(lesions), dtype=bool)
+        units = lesions if by_lesion else np.arange(len(lesions))
+        values = [
+            measures.binary(weights, truth, positive)["sensitivity"]
+            for weights in weightings(units, 500, seed=number)
+        ]
+        low, high = interval(np.concatenate(values))
+        hits += low <= 0.8 <= high
+    return hits / rounds
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    assert 0.92 <= coverage(by_lesion=True) <= 0.98
+    assert coverage(by_lesion=False) < 0.8  # as if every image were a lesion of its own
+
+
+def test_a_measure_that_mostly_does_not_exist_has_no_interval() -> None:
+    values = np.array([np.nan, np.nan, np.nan, 0.5])
+    assert all(np.isnan(interval(values)))
+    assert interval(np.array([0.2] * 10)) == (0.2, 0.2)
