@@ -35,6 +35,10 @@ def evaluate(
     split: Annotated[
         Split, typer.Option(help="Images the run has never seen count as test.")
     ] = Split.test,
+    target_sensitivity: Annotated[
+        float,
+        typer.Option(help="Of thresholds, on the validation split.", min=0.01, max=1.0),
+    ] = 0.9,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder to write to (default: reports/evaluation/<model>-version_N)."),
@@ -42,12 +46,14 @@ def evaluate(
 ) -> None:
     """Evaluates a trained model: metrics.json, predictions.csv and confusion_matrix.png.
 
-    The split is the run's own, so that no image it was trained on is counted.
+    The split is the run's own, so that no image it was trained on is counted. Each metric comes
+    with a 95 % interval; thresholds, calibration and prediction sets are fitted on the run's
+    validation split.
     """
     from mlops_project.evaluation.report import evaluate as run
 
     start_console()
-    run(checkpoint, data_dir, split.value, output)
+    run(checkpoint, data_dir, split.value, output, target_sensitivity)
 
 
 if __name__ == "__main__":

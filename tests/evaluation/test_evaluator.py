@@ -50,6 +50,7 @@ def test_the_metrics_are_those_of_the_predictions(
     assert list(table.columns) == [
         *("image_id", "lesion_id", "y_true", "y_pred"),
         *("probability_benign", "probability_malignant"),
+        *("calibrated_benign", "calibrated_malignant"),
     ]
     assert len(table) == facts["n_images"]
     assert table["lesion_id"].nunique() == facts["n_lesions"]
@@ -73,6 +74,29 @@ def test_the_metrics_are_those_of_the_predictions(
     # What training itself reported for the same weights
     for name, value in expected.items():
         assert trained[1].test[f"test_{name}"] == pytest.approx(value, abs=1e-6)
+
+
+def test_what_is_fitted_on_the_validation_split_is_judged_on_the_test_split(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    evaluate(checkpoint, split="val", output=tmp_path / "val")
+    seen = pd.read_csv(tmp_path / "val/predictions.csv")
+    facts = evaluate(checkpoint, output=tmp_path / "test", target_sensitivity=0.8)
+    table = pd.read_csv(tmp_path / "test/predictions.csv")
+    temperature = facts["calibration"]["temperature"]
+    stored = json.loads(checkpoint.with_suffix(".calibration.json").read_text())
+    assert stored == {"temperature": temperature, "validation_images": len(seen)}
+    odds = (table["probability_malignant"] / table["probability_benign"]) ** (1 / temperature)
+    assert np.allclose(table["calibrated_malignant"], odds / (1 + odds), atol=1e-5)
+    point = facts["operating_points"]["malignant"]
+    assert point["validation"]["sensitivity"] >= 0.8
+    positive = table["calibrated_malignant"] >= point["threshold"] - 1e-9
+    truth = table["y_true"] == "malignant"
+    assert point["evaluated"]["sensitivity"]["value"] == pytest.approx(positive[truth].mean())
+    assert point["evaluated"]["specificity"]["value"] == pytest.approx(1 - positive[~truth].mean())
+    assert facts["prediction_sets"]["0.9"]["coverage"] >= 0.7
+    assert facts["gaps"] == []
+    assert "calibration" not in json.loads((tmp_path / "val/metrics.json").read_text())
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -137,7 +161,9 @@ def test_a_run_whose_images_have_moved_asks_for_their_folder(
     try:
         with pytest.raises(InputError, match="--data-dir"):
             evaluate(checkpoint, output=tmp_path)
-        assert evaluate(checkpoint, str(moved), output=tmp_path)["n_images"] > 10
+        facts = evaluate(checkpoint, str(moved), output=tmp_path)
+        assert facts["n_images"] > 10
+        assert "the images of this run are not here" in facts["gaps"][0]
     finally:
         moved.rename(demo_folder)
 

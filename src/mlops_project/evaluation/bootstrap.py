@@ -6,7 +6,8 @@ intervals are too narrow (Field and Welsh, Bootstrapping clustered data, JRSS B 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -43,3 +44,26 @@ def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def with_intervals(
+    lesions: np.ndarray, measure: Callable[[np.ndarray], dict[Any, np.ndarray]]
+) -> dict[Any, dict[str, Any]]:
+    """The value of each measure, and its 95 % interval.
+
+    Args:
+        lesions: which lesion each image shows, any type [N].
+        measure: gives R values of each measure for weights float [R, N].
+
+    Returns:
+        {"value": float, "ci95": [low, high]} of each.
+    """
+    plain = measure(np.ones((1, len(lesions))))
+    chunks = [measure(weights) for weights in weightings(lesions)]
+    return {
+        name: {
+            "value": float(value[0]),
+            "ci95": list(interval(np.concatenate([chunk[name] for chunk in chunks]))),
+        }
+        for name, value in plain.items()
+    }

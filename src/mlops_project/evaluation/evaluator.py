@@ -220,28 +220,23 @@ def _measured(table: pd.DataFrame, lesions: np.ndarray, names: list[str]) -> dic
     # To float32's rounding, a row sums to 1.
     probabilities = table[[f"probability_{n}" for n in names]].to_numpy(dtype=float)
 
-    def all_measures(weights: np.ndarray) -> list[dict[str, np.ndarray]]:
+    def all_measures(weights: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
         each = [measures.against_rest(weights, labels, probabilities, k) for k in range(len(names))]
-        return [measures.overall(weights, labels, probabilities, each), *each]
+        groups = {"": measures.overall(weights, labels, probabilities, each)}
+        groups |= dict(zip(names, each, strict=True))
+        return {(group, n): values for group in groups for n, values in groups[group].items()}
 
-    plain = all_measures(np.ones((1, len(labels))))
-    chunks = [all_measures(weights) for weights in bootstrap.weightings(lesions)]
-
-    def ci95(group: int, name: str) -> list[float]:
-        return list(bootstrap.interval(np.concatenate([chunk[group][name] for chunk in chunks])))
-
-    metrics = {n: {"value": float(v[0]), "ci95": ci95(0, n)} for n, v in plain[0].items()}
+    found = bootstrap.with_intervals(lesions, all_measures)
+    counts = {name: {"n_images": int((labels == k).sum())} for k, name in enumerate(names)}
     return {
-        "metrics": metrics,
+        "metrics": {n: known for (group, n), known in found.items() if not group},
         "per_class": {
-            name: {
-                "n_images": int((labels == k).sum()),
-                **{n: float(v[0]) for n, v in plain[k + 1].items()},
-            }
-            for k, name in enumerate(names)
+            name: counts[name] | {n: v["value"] for (group, n), v in found.items() if group == name}
+            for name in names
         },
         "per_class_ci95": {
-            name: {n: ci95(k + 1, n) for n in plain[k + 1]} for k, name in enumerate(names)
+            name: {n: v["ci95"] for (group, n), v in found.items() if group == name}
+            for name in names
         },
     }
 

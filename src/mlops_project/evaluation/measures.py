@@ -37,10 +37,8 @@ def overall(
     classes = probabilities.shape[1]
     total = weights.sum(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    truth = np.eye(classes)[labels]
     f1 = np.stack([e["f1_score"] for e in each])
     ranked = {n: np.stack([e[n] for e in each]) for n in ("auroc", "average_precision")}
-    chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-15, 1)
     result = {
         "accuracy": weights @ correct / total,
         "balanced_accuracy": _mean(np.stack([e["sensitivity"] for e in each])),
@@ -48,7 +46,18 @@ def overall(
         "macro_f1": _mean(f1),
     }
     result |= {n: v[1] if classes == 2 else _mean(v) for n, v in ranked.items()}
-    result |= {
+    return result | calibration(weights, labels, probabilities)
+
+
+def calibration(
+    weights: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
+) -> dict[str, np.ndarray]:
+    """How far the probabilities are from the frequencies; brier, log_loss, ece, class_wise_ece."""
+    classes, total = probabilities.shape[1], weights.sum(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    truth = np.eye(classes)[labels]
+    chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-15, 1)
+    return {
         "brier": weights @ ((probabilities - truth) ** 2).sum(axis=1) / total,
         "log_loss": weights @ -np.log(chosen) / total,
         "ece": calibration_error(weights, probabilities.max(axis=1), correct),
@@ -57,7 +66,6 @@ def overall(
             axis=0,
         ),
     }
-    return result
 
 
 def against_rest(

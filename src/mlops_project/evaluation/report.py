@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from mlops_project.evaluation import evaluator
+from mlops_project.errors import InputError
+from mlops_project.evaluation import calibration, evaluator
+from mlops_project.evaluation.decisions import decide
 from mlops_project.evaluation.pictures import draw_confusion_matrix
 
 
 def evaluate(
-    checkpoint: Path, data_dir: str | None = None, split: str = "test", output: Path | None = None
+    checkpoint: Path,
+    data_dir: str | None = None,
+    split: str = "test",
+    output: Path | None = None,
+    target_sensitivity: float = 0.9,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint; writes metrics.json, predictions.csv and confusion_matrix.png.
 
@@ -22,6 +29,7 @@ def evaluate(
         data_dir: folder with images; None: the run's own.
         split: "val", "test" or "all".
         output: folder to write to; None: reports/evaluation/<model>-version_N.
+        target_sensitivity: that thresholds reach on the validation split.
 
     Returns:
         What metrics.json holds.
@@ -39,7 +47,19 @@ def evaluate(
         "split": split,
         "synthetic": data.synthetic or model.facts["synthetic"],
         **evaluator.measure(model, predictions),
+        "gaps": [],
     }
+    validation, gap = _validation(model, split)
+    if validation is None:
+        facts["gaps"].append(gap)
+    else:
+        names = model.class_names
+        decided, calibrated = decide(names, validation, predictions, target_sensitivity)
+        facts |= decided
+        for k, name in enumerate(names):
+            predictions[f"calibrated_{name}"] = calibrated[:, k]
+        temperature = decided["calibration"]["temperature"]
+        calibration.store_temperature(checkpoint, temperature, len(validation))
     folder = output or evaluator.default_output(checkpoint)
     evaluator.write(folder, facts, predictions)
     title = f"{model.config.model.name}, {facts['n_images']} images ({split})"
@@ -47,6 +67,18 @@ def evaluate(
     draw_confusion_matrix(predictions, model.class_names, folder / "confusion_matrix.png", title)
     show(facts, folder)
     return facts
+
+
+def _validation(model: evaluator.TrainedModel, split: str) -> tuple[pd.DataFrame | None, str]:
+    """Predictions of the run's own validation split, or why there are none."""
+    missing = "no calibration, thresholds and prediction sets: "
+    if split != "test":
+        return None, f"{missing}they are fitted on images that are evaluated here"
+    try:
+        data, rows = evaluator.open_images(model, None, "val")
+    except InputError as error:
+        return None, missing + str(error).splitlines()[0]
+    return evaluator.predict(model, data, rows), ""
 
 
 def show(facts: dict[str, Any], folder: Path) -> None:
@@ -75,8 +107,42 @@ def show(facts: dict[str, Any], folder: Path) -> None:
     for name, values in facts["per_class"].items():
         table.add_row(name, *(_shown(values[c]) for c in columns))
     console.print(table)
+    _show_decisions(console, facts)
+    for gap in facts["gaps"]:
+        console.print(gap, soft_wrap=True, highlight=False, markup=False)
     text = f"written to {folder}/: metrics.json, predictions.csv, confusion_matrix.png"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    if "calibration" not in facts:
+        return
+    table = Table(title="thresholds chosen on the validation split", box=SIMPLE)
+    for column in ("question", "threshold", "sensitivity", "specificity", "PPV", "NPV"):
+        table.add_column(column, justify="left" if column == "question" else "right")
+    for question, point in facts["operating_points"].items():
+        if "gap" in point:
+            table.add_row(question, point["gap"])
+            continue
+        values = [point["evaluated"][n] for n in ("sensitivity", "specificity", "ppv", "npv")]
+        cells = [f"{_shown(v['value'])} ({_interval(v['ci95'])})" for v in values]
+        table.add_row(question, _shown(point["threshold"]), *cells)
+    console.print(table)
+    known = facts["calibration"]
+    before, after = (known[when]["ece"]["value"] for when in ("before", "after"))
+    lines = [
+        f"calibration: temperature {known['temperature']:.2f}, ECE {before:.3f} -> {after:.3f}"
+    ]
+    for coverage, sets in facts["prediction_sets"].items():
+        lines.append(
+            f"prediction sets for {float(coverage):.0%}: {sets['coverage']:.1%} of them hold the "
+            f"true class, {sets['mean_size']:.2f} classes on average"
+        )
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _interval(bounds: list[float]) -> str:

@@ -1,0 +1,140 @@
+"""What follows from the probabilities: calibration, thresholds and sets, fitted on the validation
+split and judged on the images that are evaluated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlops_project.data.diagnoses import MALIGNANT
+from mlops_project.evaluation import bootstrap, calibration, measures, operating_points
+
+COVERAGES = (0.9, 0.95)
+
+
+def decide(
+    names: list[str], validation: pd.DataFrame, predictions: pd.DataFrame, sensitivity: float
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Fits on the validation split, and judges on the predictions.
+
+    Args:
+        names: of the classes, in the order of the probabilities.
+        validation, predictions: tables of `evaluator.predict`.
+        sensitivity: that the thresholds are to reach on the validation split.
+
+    Returns:
+        The entries calibration, operating_points and prediction_sets of metrics.json; and the
+        calibrated probabilities of the predictions, float [N, K].
+    """
+    seen_labels, seen = _arrays(names, validation)
+    labels, raw = _arrays(names, predictions)
+    lesions = predictions["lesion_id"].to_numpy()
+    temperature = calibration.fit_temperature(seen_labels, seen)
+    scaled = calibration.with_temperature(raw, temperature)
+    seen_scaled = calibration.with_temperature(seen, temperature)
+    facts = {
+        "calibration": {
+            "temperature": temperature,
+            "validation_images": len(validation),
+            "before": _calibration(labels, raw, lesions),
+            "after": _calibration(labels, scaled, lesions),
+        },
+        "operating_points": {
+            question: _operating_point(
+                (np.isin(seen_labels, positive), seen_scaled[:, positive].sum(axis=1)),
+                (np.isin(labels, positive), scaled[:, positive].sum(axis=1)),
+                lesions,
+                sensitivity,
+            )
+            for question, positive in _questions(names).items()
+        },
+        "prediction_sets": {
+            str(coverage): _sets(names, (seen_labels, seen_scaled), (labels, scaled), coverage)
+            for coverage in COVERAGES
+        },
+    }
+    return facts, scaled
+
+
+def _questions(names: list[str]) -> dict[str, list[int]]:
+    """Which classes count as a yes to "malignant?" and, where the classes tell, "melanoma?"."""
+    if "malignant" in names:
+        return {"malignant": [names.index("malignant")]}
+    malignant = [k for k, name in enumerate(names) if name in MALIGNANT]
+    return {"malignant": malignant, "melanoma": [names.index("mel")]}
+
+
+def _arrays(names: list[str], table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    labels = table["y_true"].map({n: k for k, n in enumerate(names)}).to_numpy()
+    return labels, table[[f"probability_{n}" for n in names]].to_numpy(dtype=float)
+
+
+def _calibration(
+    labels: np.ndarray, probabilities: np.ndarray, lesions: np.ndarray
+) -> dict[str, Any]:
+    return bootstrap.with_intervals(
+        lesions, lambda weights: measures.calibration(weights, labels, probabilities)
+    )
+
+
+def _operating_point(
+    validation: tuple[np.ndarray, np.ndarray],
+    evaluated: tuple[np.ndarray, np.ndarray],
+    lesions: np.ndarray,
+    sensitivity: float,
+) -> dict[str, Any]:
+    """A threshold of the validation's scores, and what it comes to; pairs of truth and scores."""
+    threshold = operating_points.choose_threshold(*validation, sensitivity)
+    if np.isnan(threshold):
+        return {"threshold": threshold, "gap": "no such image in the validation split"}
+    truth, scores = validation
+    ones = np.ones((1, len(truth)))
+    before = measures.binary(ones, truth, scores >= threshold)
+    truth, scores = evaluated
+    thresholds = operating_points.THRESHOLDS
+    return {
+        "target_sensitivity": sensitivity,
+        "threshold": threshold,
+        "validation": {name: float(value[0]) for name, value in before.items()},
+        "evaluated": bootstrap.with_intervals(
+            lesions, lambda weights: measures.binary(weights, truth, scores >= threshold)
+        ),
+        "decision_curve": {
+            "threshold": [float(t) for t in thresholds],
+            "model": operating_points.net_benefit(truth, scores, thresholds).tolist(),
+            "treat_all": operating_points.net_benefit(
+                truth, np.ones(len(truth)), thresholds
+            ).tolist(),
+        },
+    }
+
+
+def _sets(
+    names: list[str],
+    validation: tuple[np.ndarray, np.ndarray],
+    evaluated: tuple[np.ndarray, np.ndarray],
+    coverage: float,
+) -> dict[str, Any]:
+    thresholds, enough = calibration.set_thresholds(*validation, coverage)
+    labels, probabilities = evaluated
+    sets = calibration.prediction_sets(probabilities, thresholds)
+    held, sizes = sets[np.arange(len(labels)), labels], sets.sum(axis=1)
+
+    def of(chosen: np.ndarray) -> dict[str, float]:
+        if not chosen.any():
+            return {"coverage": float("nan"), "mean_size": float("nan")}
+        return {"coverage": float(held[chosen].mean()), "mean_size": float(sizes[chosen].mean())}
+
+    return {
+        **of(np.ones(len(labels), dtype=bool)),
+        "per_class": {
+            name: {"threshold": float(thresholds[k]), **of(labels == k)}
+            for k, name in enumerate(names)
+        },
+        # With fewer validation images than 1 / (1 - coverage), a class is in every set.
+        "too_few_validation_images": [
+            n for n, known in zip(names, enough, strict=True) if not known
+        ],
+    }

@@ -1,0 +1,111 @@
+"""Temperature, sets and thresholds do what is promised, on images they were not fitted on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_project.evaluation import calibration, measures, operating_points
+
+
+def sample(seed: int, n: int, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels drawn from known probabilities, and these made too sure by a factor."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(n, 5)) * 2
+    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (true.cumsum(axis=1) > random.random((n, 1))).argmax(axis=1)
+    return labels, calibration.with_temperature(true, 1 / sharpness)
+
+
+def ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    correct = probabilities.argmax(axis=1) == labels
+    ones = np.ones((1, len(labels)))
+    return float(measures.calibration_error(ones, probabilities.max(axis=1), correct)[0])
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.5])
+def test_the_fitted_temperature_is_the_one_that_was_put_in(sharpness: float) -> None:
+    labels, probabilities = sample(0, 4000, sharpness)
+    temperature = calibration.fit_temperature(labels, probabilities)
+    assert temperature == pytest.approx(sharpness, rel=0.1)
+    held_out, raw = sample(1, 4000, sharpness)
+    scaled = calibration.with_temperature(raw, temperature)
+    assert ece(held_out, scaled) < 0.03
+    if sharpness != 1:
+        assert ece(held_out, scaled) < ece(held_out, raw) / 2
+
+
+@given(seed=st.integers(0, 1000), temperature=st.floats(0.1, 10))
+def test_a_temperature_never_changes_the_order_of_the_classes(
+    seed: int, temperature: float
+) -> None:
+    _, probabilities = sample(seed, 20)
+    scaled = calibration.with_temperature(probabilities, temperature)
+    assert np.allclose(scaled.sum(axis=1), 1)
+    assert (scaled.argmax(axis=1) == probabilities.argmax(axis=1)).all()
+    order = np.argsort(probabilities, axis=1)
+    assert (np.diff(np.take_along_axis(scaled, order, axis=1), axis=1) >= 0).all()
+
+
+def test_one_image_fits_no_temperature_and_a_certain_one_breaks_nothing() -> None:
+    assert calibration.fit_temperature(np.array([1]), np.array([[0.5, 0.5]])) == 1
+    certain = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert np.isfinite(calibration.fit_temperature(np.array([1, 0]), certain))
+
+
+def test_the_temperature_is_stored_beside_the_checkpoint(tmp_path: Path) -> None:
+    path = calibration.store_temperature(tmp_path / "epoch=001-val_loss=0.5.ckpt", 1.5, 200)
+    assert path == tmp_path / "epoch=001-val_loss=0.5.calibration.json"
+    assert json.loads(path.read_text())["temperature"] == 1.5
+    assert calibration.store_temperature(tmp_path / "gone" / "last.ckpt", 1.5, 200) is None
+
+
+@pytest.mark.parametrize("coverage", [0.9, 0.95])
+def test_sets_hold_the_true_class_as_often_as_promised_in_each_class(coverage: float) -> None:
+    held = np.zeros((100, 5))
+    for seed in range(100):
+        labels, probabilities = sample(seed, 600, 2.0)
+        thresholds, enough = calibration.set_thresholds(labels, probabilities, coverage)
+        assert enough.all()
+        new, asked = sample(1000 + seed, 600, 2.0)
+        sets = calibration.prediction_sets(asked, thresholds)
+        held[seed] = [sets[new == k, k].mean() for k in range(5)]
+    assert (held.mean(axis=0) > coverage - 0.01).all()
+    assert (held.mean(axis=0) < coverage + 0.03).all()
+
+
+def test_a_class_with_too_few_images_is_in_every_set() -> None:
+    labels, probabilities = np.array([0, 0, 1]), np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
+    thresholds, enough = calibration.set_thresholds(labels, probabilities, 0.9)
+    assert not enough.any()
+    assert calibration.prediction_sets(probabilities, thresholds).all()
+
+
+@given(
+    seed=st.integers(0, 1000), target=st.sampled_from([0.5, 0.8, 0.9, 1.0]), n=st.integers(2, 50)
+)
+def test_a_threshold_reaches_its_sensitivity_and_no_larger_one_does(
+    seed: int, target: float, n: int
+) -> None:
+    random = np.random.default_rng(seed)
+    scores, truth = np.round(random.random(n), 1), random.random(n) < 0.4
+    threshold = operating_points.choose_threshold(truth, scores, target)
+    if not truth.any():
+        assert np.isnan(threshold)
+        return
+    assert (scores[truth] >= threshold).mean() >= target - 1e-9
+    larger = [s for s in set(scores) if s > threshold]
+    assert all((scores[truth] >= s).mean() < target for s in larger)
+
+
+def test_net_benefit_is_that_of_its_definition() -> None:
+    truth = np.array([True, True, False, False, False])
+    scores = np.array([0.9, 0.3, 0.6, 0.2, 0.1])
+    found = operating_points.net_benefit(truth, scores, np.array([0.05, 0.5]))
+    assert found[0] == pytest.approx(2 / 5 - 3 / 5 * 0.05 / 0.95)  # everybody
+    assert found[1] == pytest.approx(1 / 5 - 1 / 5)
