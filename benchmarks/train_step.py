@@ -21,7 +21,7 @@ from mlops_project.models.build import build_model, freeze, head
 from mlops_project.training.presets import choose_presets, device_type
 from mlops_project.training.trainer import lightning_precision
 
-BATCH, CLASSES = 32, 7
+BATCH = 32
 CASES = ("baseline_cnn:64", "baseline_cnn:224", "resnet:224", "efficientnet:224")
 
 
@@ -76,7 +76,8 @@ def steps(name: str, size: int) -> list[dict]:
     same = images.to(memory_format=layout)
     first = network(torch.contiguous_format)
     label = f"{name} {size} px"
-    chosen = f"{config.training.precision}, channels {'last' if layout is not None else 'first'}"
+    order = "last" if layout == torch.channels_last else "first"
+    chosen = f"{config.training.precision}, channels {order}"
     cases = {
         f"{label}: plain float32": step(first, first, images, None),
         f"{label}: ours ({chosen})": step(ours, ours, same, kind),

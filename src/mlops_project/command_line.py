@@ -18,7 +18,6 @@ from mlops_project.errors import (
     interrupted_by,
     is_out_of_memory,
     raise_for_signal,
-    signal_arrived,
 )
 from mlops_project.printable import printable
 
@@ -54,8 +53,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         sys.stdout.flush()
     except ProjectError as error:
         code = _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        code = _fail(*interrupted_by(signal_arrived()))
+    except KeyboardInterrupt as error:
+        code = _fail(*interrupted_by(getattr(error, "number", 0)))
     except BrokenPipeError:
         code = 0  # the reader of a pipe has gone, as `| head` does
     except MemoryError:

@@ -53,7 +53,15 @@ class Interrupted(ProjectError):
 
 
 class Signalled(KeyboardInterrupt):
-    """A signal, raised where it arrives; no Exception, so that nobody takes it for a failure."""
+    """A signal, raised where it arrives; no Exception, so that nobody takes it for a failure.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 _arrived: list[int] = []
@@ -62,7 +70,7 @@ _arrived: list[int] = []
 def raise_for_signal(number: int, frame: FrameType | None) -> NoReturn:
     """A signal's handler: raises `Signalled`."""
     _arrived.append(number)
-    raise Signalled
+    raise Signalled(number)
 
 
 def signal_arrived() -> int:
@@ -71,6 +79,11 @@ def signal_arrived() -> int:
     Python and some libraries drop what is raised within their own callbacks.
     """
     return _arrived[0] if _arrived else 0
+
+
+def forget_signals() -> None:
+    """Once they have ended what they were sent to."""
+    _arrived.clear()
 
 
 def interrupted_by(number: int) -> tuple[str, int]:

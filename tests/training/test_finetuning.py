@@ -11,7 +11,6 @@ from mlops_project.config import TrainingConfig
 from mlops_project.models.baseline_cnn import BaselineCNN
 from mlops_project.models.build import stages
 from mlops_project.training.finetuning import Unfreezing, free_stages, freezes
-from mlops_project.training.signals import Interruption
 
 ALL = 6  # stages of the network in the table
 
@@ -96,7 +95,7 @@ def test_in_training_a_stage_moves_exactly_in_the_epochs_that_free_it() -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=4,
-        callbacks=[Unfreezing(settings, Interruption())],
+        callbacks=[Unfreezing(settings)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -339,7 +339,6 @@ def test_the_progress_display_can_be_chosen(
 ) -> None:
     from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
-    from mlops_project.training.signals import Interruption
     from mlops_project.training.trainer import build_trainer
 
     monkeypatch.chdir(tmp_path)
@@ -347,9 +346,7 @@ def test_the_progress_display_can_be_chosen(
     folder = tmp_path / "models/baseline_cnn/version_0"
     for name, kind in (("rich", RichProgressBar), ("tqdm", TQDMProgressBar), ("none", type(None))):
         config = settings.load([f"training.progress_bar={name}", "training.precision=32"])
-        assert isinstance(
-            build_trainer(config, folder, [], [], Interruption()).progress_bar_callback, kind
-        )
+        assert isinstance(build_trainer(config, folder, [], []).progress_bar_callback, kind)
 
 
 def test_a_device_that_is_not_here_is_refused_before_anything_is_written(run_here: Train) -> None:

@@ -39,7 +39,7 @@ def test_precision_follows_the_processor_and_the_network(
     model: str, bf16: str, compile: bool, known: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {known: True}, raising=False)
-    monkeypatch.setattr(presets, "_has_compiler", lambda: True)
+    monkeypatch.setattr(presets, "_compiles", lambda device: True)
     training = chosen(f"model={model}", "training.max_epochs=20").training
     assert training.precision == (bf16 if known else "32")
     assert training.channels_last is True
@@ -49,7 +49,7 @@ def test_precision_follows_the_processor_and_the_network(
 def test_what_is_given_is_kept_and_a_short_run_is_not_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(presets, "_has_compiler", lambda: True)
+    monkeypatch.setattr(presets, "_compiles", lambda device: True)
     assert chosen("model=efficientnet", images=100).training.compile is False
     given = ("training.precision=bf16", "training.channels_last=false", "training.compile=true")
     training = chosen(*given).training

@@ -66,21 +66,23 @@ def cut(images: Any, where: np.ndarray, size: int) -> torch.Tensor:
     return torch.from_numpy(batch)
 
 
-def cut_on_device(images: torch.Tensor, where: torch.Tensor, size: int) -> torch.Tensor:
+def cut_on_device(
+    images: torch.Tensor, rows: torch.Tensor, where: torch.Tensor, size: int
+) -> torch.Tensor:
     """`cut`, out of images in the memory of a device, without waiting for it.
 
     Args:
-        images: uint8 [N, 3, C, C].
-        where: of `places`, int64 [B, 5], on the same device.
+        images: uint8 [M, 3, C, C].
+        rows: which of them, int64 [B], on the same device, as is `where`.
+        where: of `places`, int64 [B, 5]; its own rows are not looked at.
         size: side S of the crops, pixels.
 
     Returns:
         uint8 [B, 3, S, S].
     """
-    row, top, left, upside_down, mirrored = where.T[:, :, None]
-    ahead = torch.arange(size, device=images.device)
-    back = size - 1 - ahead
-    ys = top + torch.where(upside_down > 0, back, ahead)
-    xs = left + torch.where(mirrored > 0, back, ahead)
-    channels = torch.arange(3, device=images.device)[:, None, None]
-    return images[row[:, :, None, None], channels, ys[:, None, :, None], xs[:, None, None, :]]
+    _, top, left, upside_down, mirrored = where.T
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)  # a view of every crop there is
+    batch = windows[rows, :, top, left]
+    for flips, dim in ((upside_down, 2), (mirrored, 3)):
+        batch = torch.where(flips.view(-1, 1, 1, 1) > 0, batch.flip(dim), batch)
+    return batch

@@ -12,12 +12,20 @@ import lightning.pytorch as pl
 import numpy as np
 import pandas as pd
 import torch
+from lightning.pytorch.trainer.states import TrainerStatus
 
 from mlops_project.config import DataConfig
 from mlops_project.data import diagnoses
 from mlops_project.data.cache import ImageCache, open_cache
-from mlops_project.data.crops import cut_on_device
-from mlops_project.data.loading import Batch, DecodedImages, Loader, Undecoded, choose_workers
+from mlops_project.data.device import DeviceImages, Transfer, has_room
+from mlops_project.data.loading import (
+    TRIAL_IMAGES,
+    Batch,
+    DecodedImages,
+    Loader,
+    Undecoded,
+    choose_workers,
+)
 from mlops_project.data.sampling import EvaluationBatches, TrainingBatches
 from mlops_project.data.sources import Source, read_source
 from mlops_project.data.splits import SPLITS, UNUSED, split_by_lesion, split_hash, subsample
@@ -27,8 +35,6 @@ log = logging.getLogger("mlops_project")
 
 DEFAULT_IMAGE_SIZE = 224
 CACHE_FOLDER = Path("data/cache")
-# data.device_cache=auto: the share of a GPU's memory that images may take; the network has the rest
-DEVICE_SHARE = 0.25
 
 
 def cached_side(image_size: int, crop_fraction: float) -> int:
@@ -74,8 +80,8 @@ class HAM10000DataModule(pl.LightningDataModule):
         self.source: Source | None = None
         self._images: ImageCache | Undecoded | None = None
         self._decoded: set[int] = set()
-        self._on_device: tuple[torch.Tensor, torch.Tensor] | None = None  # images, row -> position
-        self._copies: Any = None  # the stream of a GPU's copies
+        self._on_device: DeviceImages | None = None
+        self._transfer: Transfer | None = None
         self._workers: int | None = None
         self._training_batches: TrainingBatches | None = None
         self._start = (0, 0)  # epoch, and batches of it that are done already
@@ -157,7 +163,7 @@ class HAM10000DataModule(pl.LightningDataModule):
             self._images = Undecoded(self.table, side)
         else:
             self._images = open_cache(self.table, rows, side, folder)
-        self._decoded = wanted
+        self._decoded, self._on_device = wanted, None
         bad = self._images.unreadable
         if bad:
             named = [f"{self.table['image_id'].iloc[row]} ({why})" for row, why in bad.items()]
@@ -251,23 +257,13 @@ class HAM10000DataModule(pl.LightningDataModule):
 
         The rows stay on the CPU, where they are read.
         """
+        if self._transfer is None or self._transfer.device != device:
+            self._transfer = Transfer(device)
         images, labels, rows = batch
-        if device.type == "cuda":
-            # On a stream of its own, the copy runs while the network computes the batch before.
-            self._copies = self._copies or torch.cuda.Stream(device)
-            now = torch.cuda.current_stream(device)
-            with torch.cuda.stream(self._copies):
-                images = images.to(device, non_blocking=True)
-                labels = labels.to(device, non_blocking=True)
-            now.wait_stream(self._copies)
-            for copied in (images, labels):
-                copied.record_stream(now)
-        else:
-            images, labels = images.to(device), labels.to(device)
-        if self._on_device is not None:
-            decoded, position = self._on_device
-            images[:, 0] = position[images[:, 0]]
-            images = cut_on_device(decoded, images, self.image_size)
+        images, labels = self._transfer(images, labels)
+        if images.ndim == 2:  # places
+            assert self._on_device is not None
+            images = self._on_device.cut(images, self.image_size)
         return images, labels, rows
 
     def _loader(self, batches: Any, *, augment: bool) -> Loader:
@@ -276,7 +272,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         dataset = self.dataset(augment=augment, places_only=on_device)
         pin = torch.cuda.is_available() if settings.pin_memory == "auto" else settings.pin_memory
 
-        def make(workers: int) -> Loader:
+        def make(workers: int, batches: Any = batches) -> Loader:
             return Loader(
                 dataset,
                 batches,
@@ -290,34 +286,29 @@ class HAM10000DataModule(pl.LightningDataModule):
         if on_device:
             return make(0)
         if self._workers is None:
-            processes = self._processes()[1]
-            self._workers = choose_workers(make, (os.cpu_count() or 1) // processes)
+            rows = np.resize(np.array(sorted(self._decoded)), TRIAL_IMAGES)
+            trial = EvaluationBatches(rows, batch_size=int(settings.batch_size))
+            processes = self.trainer.num_devices if self.trainer else 1
+            most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+            self._workers = choose_workers(lambda n: make(n, trial), most // processes)
         return make(self._workers)
+
+    def _is_training(self) -> bool:
+        """Whether a trainer asks, whose device the batches go to, and not the user."""
+        return self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
 
     def _device_has_images(self) -> bool:
         """Whether the decoded images are in the device's memory; brings them there if they fit."""
         wanted, images = self.settings.device_cache, self._images
-        if wanted is False or self.trainer is None or not isinstance(images, ImageCache):
+        if wanted is False or not isinstance(images, ImageCache) or not self._is_training():
             return False
-        if self._on_device is not None:
+        assert self.trainer is not None
+        device, rows = self.trainer.strategy.root_device, np.array(sorted(self._decoded))
+        if self._on_device is not None and self._on_device.device == device:
             return True
-        device = self.trainer.strategy.root_device
-        rows = np.array(sorted(self._decoded))
-        if wanted == "auto":
-            if device.type != "cuda":
-                return False
-            free, total = torch.cuda.mem_get_info(device)
-            if len(rows) * images.images[0].nbytes > min(DEVICE_SHARE * total, free / 2):
-                return False
-        decoded = torch.empty(
-            (len(rows), *images.images.shape[1:]), dtype=torch.uint8, device=device
-        )
-        for start in range(0, len(rows), 256):
-            part = slice(start, start + 256)
-            decoded[part] = torch.from_numpy(images.images[rows[part]]).to(device)
-        position = np.zeros(len(self.table), dtype=np.int64)
-        position[rows] = np.arange(len(rows))
-        self._on_device = decoded, torch.from_numpy(position).to(device)
+        if wanted == "auto" and not has_room(images.images, rows, device):
+            return False
+        self._on_device = DeviceImages(images.images, rows, device)
         return True
 
     def _processes(self) -> tuple[int, int]:

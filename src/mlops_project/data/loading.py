@@ -31,6 +31,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # costs about as much.
 WORTH_A_WORKER = 200e-6  # seconds an image
 TRIAL_SECONDS = 1.0  # of each number of workers
+TRIAL_IMAGES = 10_000  # at most; some may be the same
 
 
 class Undecoded:
@@ -47,6 +48,7 @@ class Undecoded:
         self.names = table["image_id"].to_numpy()
         self.paths, self.members = table["path"].to_numpy(), table["member"].to_numpy()
         self.side = side
+        self._pool: ThreadPoolExecutor | None = None
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Decodes rows, int64 [B], to uint8 [B, 3, side, side].
@@ -56,8 +58,12 @@ class Undecoded:
         """
         if get_worker_info() is not None:  # one of several processes, with one thread each
             return np.stack([self._decode(row) for row in rows])
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return np.stack(list(pool.map(self._decode, rows)))
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        return np.stack(list(self._pool.map(self._decode, rows)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None}
 
     def _decode(self, row: int) -> np.ndarray:
         try:
@@ -156,29 +162,21 @@ def choose_workers(make: Callable[[int], Loader], most: int) -> int:
     """The fewest processes that prepare batches about as fast as any number does, by trial.
 
     Args:
-        make: a loader with so many workers.
+        make: a loader of trial batches with so many workers.
         most: workers to try.
 
     Returns:
         0 where this process is fast enough by itself, as it is with a cache.
     """
-    most = max(1, most)
-    seconds = _seconds_an_image(make(0))
-    if seconds < WORTH_A_WORKER:
-        return 0
-    tried: dict[int, float] = {}
+    tried = {0: _seconds_an_image(make(0))}
     count = 1
-    while count <= most:
+    while tried[0] > WORTH_A_WORKER and count <= most:
         tried[count] = _seconds_an_image(make(count))
         count = min(2 * count, most) if count < most else most + 1
-    best = min(tried.values())
-    chosen = next(n for n, s in sorted(tried.items()) if s <= 1.1 * best)
-    log.info(
-        "data.num_workers=auto: %d (%.0f images/s; without workers %.0f)",
-        chosen,
-        1 / tried[chosen],
-        1 / seconds,
-    )
+    chosen = min(n for n, seconds in tried.items() if seconds <= 1.1 * min(tried.values()))
+    if len(tried) > 1:
+        rates = ", ".join(f"{n}: {1 / seconds:.0f} images/s" for n, seconds in tried.items())
+        log.info("data.num_workers=auto: %d (%s)", chosen, rates)
     return chosen
 
 
@@ -192,9 +190,7 @@ def _seconds_an_image(loader: Loader) -> float:
         images += len(batch[1])
         if time.perf_counter() - began > TRIAL_SECONDS:
             break
-    if images:
-        return (time.perf_counter() - began) / images
-    return math.inf if loader.num_workers else 0.0  # so few batches need no workers
+    return (time.perf_counter() - began) / images if images else math.inf
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

@@ -58,12 +58,15 @@ def decide(
     return facts, scaled
 
 
+def malignant_classes(names: list[str]) -> list[int]:
+    """Which of the classes are malignant."""
+    return [k for k, name in enumerate(names) if name == "malignant" or name in MALIGNANT]
+
+
 def _questions(names: list[str]) -> dict[str, list[int]]:
     """Which classes count as a yes to "malignant?" and, where the classes tell, "melanoma?"."""
-    if "malignant" in names:
-        return {"malignant": [names.index("malignant")]}
-    malignant = [k for k, name in enumerate(names) if name in MALIGNANT]
-    return {"malignant": malignant, "melanoma": [names.index("mel")]}
+    melanoma = {"melanoma": [names.index("mel")]} if "mel" in names else {}
+    return {"malignant": malignant_classes(names), **melanoma}
 
 
 def _arrays(names: list[str], table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from mlops_project.errors import InputError
-from mlops_project.evaluation import calibration, evaluator
-from mlops_project.evaluation.decisions import decide
+from mlops_project.evaluation import calibration, evaluator, subgroups
+from mlops_project.evaluation.decisions import decide, malignant_classes
 from mlops_project.evaluation.pictures import draw_confusion_matrix
 
 
@@ -47,6 +47,7 @@ def evaluate(
         "split": split,
         "synthetic": data.synthetic or model.facts["synthetic"],
         **evaluator.measure(model, predictions),
+        "subgroups": _subgroups(model, data.table.iloc[rows], predictions),
         "gaps": [],
     }
     validation, gap = _validation(model, split)
@@ -67,6 +68,15 @@ def evaluate(
     draw_confusion_matrix(predictions, model.class_names, folder / "confusion_matrix.png", title)
     show(facts, folder)
     return facts
+
+
+def _subgroups(
+    model: evaluator.TrainedModel, table: pd.DataFrame, predictions: pd.DataFrame
+) -> dict[str, Any]:
+    malignant = [model.class_names[k] for k in malignant_classes(model.class_names)]
+    scores = predictions[[f"probability_{name}" for name in malignant]].sum(axis=1).to_numpy()
+    truth, positive = (predictions[c].isin(malignant).to_numpy() for c in ("y_true", "y_pred"))
+    return subgroups.compare(table.reset_index(drop=True), truth, scores, positive)
 
 
 def _validation(model: evaluator.TrainedModel, split: str) -> tuple[pd.DataFrame | None, str]:
@@ -108,6 +118,11 @@ def show(facts: dict[str, Any], folder: Path) -> None:
         table.add_row(name, *(_shown(values[c]) for c in columns))
     console.print(table)
     _show_decisions(console, facts)
+    gap = facts["subgroups"]["largest_gap"]
+    if gap is not None:
+        text = "largest gap between groups: AUROC of malignant is {difference:.3f} lower for "
+        text += "{attribute} {worse} than for {better}"
+        console.print(text.format(**gap), soft_wrap=True, highlight=False, markup=False)
     for gap in facts["gaps"]:
         console.print(gap, soft_wrap=True, highlight=False, markup=False)
     text = f"written to {folder}/: metrics.json, predictions.csv, confusion_matrix.png"

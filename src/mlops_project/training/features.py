@@ -9,13 +9,13 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.nn import functional as F
 
 from mlops_project.data.augmentation import to_device
 from mlops_project.models.build import head, head_dropout
 from mlops_project.training.processes import gather
-from mlops_project.training.signals import Interruption
 
 log = logging.getLogger("mlops_project")
 
@@ -27,21 +27,22 @@ class Features:
     """What the frozen part of a network makes of images.
 
     Attributes:
-        table: features of each row of the data's table, float [N, F], on the device.
-        known: for which of the rows, bool [N].
+        table: features, float [M, F], on the device.
+        position: of each row of the data in it, int64 [N]; -1 where it is not.
         head: features to logits.
         dropout: before the head, in training.
     """
 
     table: torch.Tensor
-    known: np.ndarray
+    position: np.ndarray
     head: nn.Module
     dropout: float
 
     def of(self, rows: torch.Tensor) -> torch.Tensor | None:
         """Features of rows, int64 [B], as float [B, F]; None unless all are known."""
-        positions = rows.cpu().numpy() % len(self.known)  # a draw is a row, plus its repetitions
-        if not self.known[positions].all():
+        # A draw is a row, plus its repetitions.
+        positions = self.position[rows.cpu().numpy() % len(self.position)]
+        if (positions < 0).any():
             return None
         return self.table[to_device(positions, self.table.device)]
 
@@ -51,9 +52,7 @@ class Features:
 
 
 @torch.no_grad()
-def compute_features(
-    trainer: pl.Trainer, module: Any, interruption: Interruption
-) -> Features | None:
+def compute_features(trainer: pl.Trainer, module: Any) -> Features | None:
     """Features of the images that look the same in each epoch.
 
     That are those of the validation split and, without augmentation, those of the training split.
@@ -61,42 +60,48 @@ def compute_features(
 
     Args:
         trainer, module: of the run; all but the head of the network is frozen.
-        interruption: is asked before each batch.
 
     Returns:
-        None where they would not fit, or the head's input is not one vector an image.
+        None where they would not fit, or the network is more than its head after its features.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     last = head(module.network)
     if data is None or not isinstance(last, nn.Module):
         return None
+    if isinstance(trainer.strategy, FSDPStrategy):
+        return None  # its weights come together only in a step
     splits = ["val"] if data.settings.augment else ["train", "val"]
     rows = np.flatnonzero(np.isin(data.split, splits))
+    position = np.full(len(data.table), -1)
+    position[rows] = np.arange(len(rows))
+    table: torch.Tensor | None = None
     seen: list[torch.Tensor] = []
     watch = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     modes = {part: part.training for part in module.network.modules()}
-    table, known = None, np.zeros(len(data.table), dtype=bool)
     try:
         module.network.eval()
         for batch in data.evaluation_loader(rows):
-            interruption.raise_if_asked()
             images, _, draws = data.transfer_batch_to_device(batch, module.device, 0)
             images = module.augmentation(images, draws, 0, training=False)
+            seen.clear()
             with trainer.precision_plugin.forward_context():
-                module.network(images)
-            features = seen.pop()
-            if features.ndim != 2 or features.nbytes / len(draws) * len(known) > LARGEST_TABLE:
-                return None
-            features, positions = gather(features), gather(draws.to(module.device)).cpu()
-            if table is None:
-                table = features.new_zeros((len(known), features.shape[1]))
-            table[positions.to(table.device)] = features
-            known[positions.numpy()] = True
+                logits = module.network(images)
+                if len(seen) != 1 or seen[0].ndim != 2:
+                    return None
+                features = seen[0]
+                if table is None:
+                    if not torch.allclose(last(features), logits, rtol=1e-3, atol=1e-5):
+                        return None
+                    if features[0].nbytes * len(rows) > LARGEST_TABLE:
+                        return None
+                    table = features.new_zeros((len(rows), features.shape[1]))
+            where = position[gather(draws.to(module.device)).cpu().numpy()]
+            table[torch.from_numpy(where).to(table.device)] = gather(features)
     finally:
         watch.remove()
         for part, mode in modes.items():
             part.training = mode
     if table is None:
         return None
-    log.info("only the head learns: features of %d images are computed once", known.sum())
-    return Features(table, known, last, head_dropout(module.network))
+    log.info("only the head learns: features of %d images are computed once", len(rows))
+    return Features(table, position, last, head_dropout(module.network))

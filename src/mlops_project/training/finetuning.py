@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback
 from mlops_project.config import TrainingConfig
 from mlops_project.models.build import freeze, stages
 from mlops_project.training.features import compute_features
-from mlops_project.training.signals import Interruption
 
 
 def free_stages(epoch: int, count: int, settings: TrainingConfig) -> int:
@@ -40,15 +39,11 @@ def freezes(settings: TrainingConfig) -> bool:
 
 
 class Unfreezing(Callback):
-    """Fixes and frees the stages of the network at the start of each epoch.
+    """Fixes and frees the stages of the network at the start of each epoch."""
 
-    Args:
-        settings: which stages when.
-        interruption: what signals have asked for.
-    """
-
-    def __init__(self, settings: TrainingConfig, interruption: Interruption) -> None:
-        self.settings, self.interruption = settings, interruption
+    def __init__(self, settings: TrainingConfig) -> None:
+        self.settings = settings
+        self._tried = False  # to compute features
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._apply(trainer, pl_module)
@@ -62,8 +57,9 @@ class Unfreezing(Callback):
         freeze(module.network, [p for stage in parts[free:] for p in stage])
         if free > 1 or len(parts) == 1:
             module.features = None
-        elif module.features is None:
-            module.features = compute_features(trainer, module, self.interruption)
+        elif not self._tried:
+            self._tried = True
+            module.features = compute_features(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.features = None

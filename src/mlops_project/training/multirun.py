@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlops_project import settings
-from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, signal_arrived
+from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
 PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
 
@@ -21,8 +21,8 @@ def _run(words: list[str]) -> int:
     while True:
         try:
             code = process.wait()
-        except KeyboardInterrupt:
-            number = signal_arrived()
+        except KeyboardInterrupt as error:
+            number = getattr(error, "number", signal.SIGINT)
             # A terminal has sent Ctrl-C to both; a second one would end the run at once.
             if number != signal.SIGINT or not sys.stdin.isatty():
                 process.send_signal(number)

@@ -1,14 +1,14 @@
-"""What `auto` stands for in precision, memory layout and compilation: what measured fastest.
+"""What `auto` stands for in precision, memory layout and compilation.
 
-The figures are those of `benchmarks/train_step.py`. They depend on the network and the processor,
-not on the run, so the same machine always chooses the same.
+On a CPU it is what measured fastest (`benchmarks/train_step.py`), on a GPU what is known to be. The
+choice depends on the network, the device and the length of the run, so that a repetition makes the
+same.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 from typing import Any
 
 import torch
@@ -58,7 +58,9 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
             # On a CPU the library's convolutions are as fast as they get; what is between those of
             # a depthwise network is not.
             and (device == "cuda" or depthwise)
-            and _has_compiler()
+            and options.devices in ("auto", "1")  # with several processes it has not been tried
+            and int(os.environ.get("WORLD_SIZE", "1")) == 1
+            and _compiles(device)
         )
         chosen.append("compiled" if options.compile else "not compiled")
     if chosen:
@@ -75,6 +77,13 @@ def _computes_bfloat16(device: str, depthwise: bool) -> bool:
     return False
 
 
-def _has_compiler() -> bool:
-    named = os.environ.get("CXX")
-    return any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++"]))
+def _compiles(device: str) -> bool:
+    """Whether torch.compile works here: it needs a compiler, Python's headers, a recent GPU."""
+    small = nn.Conv2d(3, 3, 3).to(device)
+    try:
+        torch.compile(small.forward)(torch.ones(1, 3, 8, 8, device=device)).sum().backward()
+    except Exception as error:  # of the compiler, and of every tool that it calls
+        reason = str(error).strip().splitlines()
+        log.info("torch.compile does not work here (%s)", reason[0][:150] if reason else "no word")
+        return False
+    return True

@@ -25,6 +25,7 @@ from mlops_project.errors import (
     Interrupted,
     ProjectError,
     file_failure,
+    forget_signals,
     interrupted_by,
     is_out_of_memory,
     signal_arrived,
@@ -89,6 +90,7 @@ def train(config: Config, given: frozenset[str] | None = None) -> Result:
     finally:
         processes.end_others()
         folders.release()
+        forget_signals()
 
 
 def _train(config: Config, given: frozenset[str] | None) -> Result:
@@ -113,9 +115,8 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
         built.weights = resume.facts["weights"]
     choose_presets(config, built.network, len(data.rows_of("train")))
     if config.data.batch_size == "auto":
-        data.settings.batch_size = find_batch_size(
-            config.training, built.network, data.image_size, len(data.rows_of("train"))
-        )
+        images = len(data.rows_of("train"))
+        data.settings.batch_size = find_batch_size(config, built.network, data.image_size, images)
         config.data.batch_size = data.settings.batch_size
 
     folder = None
@@ -146,11 +147,9 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     options = config.training
     history = History(folder, metrics, options.monitor_metric, options.log_every_n_steps)
     path = str(resume.path) if resume else None
-    interruption = Interruption()
-    keeper = Checkpoints(options, folder, history, guard, interruption, path)
+    keeper = Checkpoints(options, folder, history, guard, Interruption(), path)
     speed = Speed(folder)
-    callbacks = [metrics, history, guard, speed, keeper]
-    trainer = build_trainer(config, folder, callbacks, loggers, interruption)
+    trainer = build_trainer(config, folder, [metrics, history, guard, speed, keeper], loggers)
     wandb_logger = next((g for g in trainer.loggers if isinstance(g, WandbLogger)), None)
     if wandb_logger is not None:
         weights_and_biases.watch(wandb_logger, config, module.network)

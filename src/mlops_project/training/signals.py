@@ -12,8 +12,6 @@ from typing import Any
 from mlops_project.errors import (
     ENDING_SIGNALS,
     EXIT_INTERRUPTED,
-    Interrupted,
-    interrupted_by,
     raise_for_signal,
     signal_arrived,
 )
@@ -42,11 +40,6 @@ class Interruption:
         self._install(raise_for_signal)
         if self.number:  # noted after the last look at it
             raise_for_signal(self.number, None)
-
-    def raise_if_asked(self) -> None:
-        """Raises Interrupted if a signal has been taken note of."""
-        if self.number:
-            raise Interrupted(*interrupted_by(self.number))
 
     def _install(self, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():

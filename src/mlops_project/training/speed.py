@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mlops_project.config import DataConfig
 from mlops_project.files import atomic_write
 from mlops_project.training.folders import table_text
 
@@ -50,8 +51,11 @@ class Speed(Callback):
         self.folder = folder
         self.rows: list[dict[str, float]] = []
         self._model_rate: float | None = None
+        self._measured_step: tuple[int, int] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # of what was tried out before
         self._start(trainer)  # a run that goes on within an epoch does not start it again
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -67,10 +71,14 @@ class Speed(Callback):
     ) -> None:
         self._images += len(batch[2])
         on_gpu = pl_module.device.type == "cuda"
-        if on_gpu and trainer.world_size == 1 and batch_idx == 0 and self._model_rate is None:
-            began = time.perf_counter()
-            self._model_rate = model_rate(trainer, pl_module, batch)
-            self._began += time.perf_counter() - began
+        if on_gpu and trainer.world_size == 1 and batch_idx == 0:
+            # Frozen stages, or features in the place of images, make another step of it.
+            step = sum(p.requires_grad for p in pl_module.parameters()), batch[0].ndim
+            if step != self._measured_step:
+                began = time.perf_counter()
+                self._measured_step = step
+                self._model_rate = model_rate(trainer, pl_module, batch)
+                self._began += time.perf_counter() - began
         if on_gpu and trainer.is_last_batch:
             torch.cuda.synchronize()
         self._until = time.perf_counter()
@@ -127,7 +135,7 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # man 2 getrusage
 
 
-def model_rate(trainer: pl.Trainer, module: Any, batch: Any) -> float:
+def model_rate(trainer: pl.Trainer, module: Any, batch: Any) -> float | None:
     """Images per second of the network with its gradients, on one batch again and again.
 
     Weights, statistics and the optimizer are left as they are.
@@ -135,6 +143,9 @@ def model_rate(trainer: pl.Trainer, module: Any, batch: Any) -> float:
     Args:
         trainer, module: of the run, between two steps.
         batch: as a step gets it.
+
+    Returns:
+        None where the memory is too small for a second set of gradients.
     """
     kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
     gradients = [(p, p.grad) for p in module.parameters()]
@@ -150,28 +161,37 @@ def model_rate(trainer: pl.Trainer, module: Any, batch: Any) -> float:
         if module.device.type == "cuda":
             torch.cuda.synchronize()
 
-    step()
-    wait()
-    began = time.perf_counter()
-    for _ in range(MODEL_STEPS):
+    try:
         step()
-    wait()
-    seconds = time.perf_counter() - began
-    for buffer, value in kept:
-        buffer.copy_(value)
-    for parameter, gradient in gradients:
-        parameter.grad = gradient
-    return MODEL_STEPS * len(batch[2]) / seconds
-
-
-def hint(speed: dict[str, float], cache: str) -> str | None:
-    """What to do where the data is what the run waits for; None where it is not."""
-    share = speed.get("data_wait_fraction", 0.0)
-    if share < HIGH_WAIT:
+        wait()
+        began = time.perf_counter()
+        for _ in range(MODEL_STEPS):
+            step()
+        wait()
+        return MODEL_STEPS * len(batch[2]) / (time.perf_counter() - began)
+    except torch.OutOfMemoryError:
         return None
-    advice = (
-        "data.cache=auto decodes each image only once"
-        if cache == "off"
-        else "data.num_workers=auto tries out what prepares batches fastest"
-    )
-    return f"{share:.0%} of the training time went by waiting for data: {advice}"
+    finally:
+        for buffer, value in kept:
+            buffer.copy_(value)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def hint(speed: dict[str, float], data: DataConfig) -> str | None:
+    """What to do where the data is what the run waits for; None where it is not.
+
+    Args:
+        speed: of `Speed.summary`.
+        data: settings of the run.
+    """
+    share = speed.get("data_wait_fraction", 0.0)
+    # While this process waits for a batch, a GPU may still be busy with the one before.
+    if share < HIGH_WAIT or speed.get("model_rate_share", 0.0) > 1 - HIGH_WAIT:
+        return None
+    text = f"{share:.0%} of the training time went by waiting for data"
+    if data.cache == "off":
+        return f"{text}: data.cache=auto decodes each image only once"
+    if data.num_workers != "auto":
+        return f"{text}: data.num_workers=auto tries out what prepares batches fastest"
+    return f"{text}: a faster disk, or more memory to keep the decoded images in, would help"

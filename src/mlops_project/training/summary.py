@@ -145,7 +145,7 @@ def report(
         values.append(test.get(f"test_{metric}", math.nan))
         table.add_row(name, *("–" if math.isnan(v) else f"{v:.3f}" for v in values))
     places = [f"speed            {_told(speed)}"] if speed else []
-    advice = hint(speed, config.data.cache)
+    advice = hint(speed, config.data)
     places += [f"hint             {advice}"] if advice else []
     places += [
         f"best checkpoint  {checkpoint}",

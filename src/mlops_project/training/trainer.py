@@ -37,18 +37,13 @@ from mlops_project.training.checkpoints import AtomicCheckpointIO
 from mlops_project.training.finetuning import Unfreezing, freezes
 from mlops_project.training.presets import device_type
 from mlops_project.training.processes import START_SECONDS, WatchedDDP, WatchedFSDP
-from mlops_project.training.signals import Interruption
 from mlops_project.training.tracking import monitor_mode
 
 log = logging.getLogger("mlops_project")
 
 
 def build_trainer(
-    config: Config,
-    folder: Path | None,
-    callbacks: list[Callback],
-    loggers: list[Logger],
-    interruption: Interruption,
+    config: Config, folder: Path | None, callbacks: list[Callback], loggers: list[Logger]
 ) -> pl.Trainer:
     """Lightning's trainer for these settings.
 
@@ -57,7 +52,6 @@ def build_trainer(
         folder: the run's folder; None on processes other than the first, which log nothing.
         callbacks: to run besides early stopping, unfreezing and the progress bar.
         loggers: of the run.
-        interruption: what signals have asked for.
     """
     options = config.training
     callbacks = list(callbacks)
@@ -72,9 +66,11 @@ def build_trainer(
             )
         )
     if freezes(options):
-        callbacks.append(Unfreezing(options, interruption))
+        callbacks.append(Unfreezing(options))
     if options.ema_decay:
-        callbacks.append(WeightAveraging(avg_fn=average(options.ema_decay)))
+        # Where the weights are: by itself it would bring them to the CPU in each step.
+        device = device_type(options)
+        callbacks.append(WeightAveraging(device=device, avg_fn=average(options.ema_decay)))
     bar = _progress_bar(options) if folder is not None else None
     strategy = _strategy(options)
     plugins: list[Any] = [AtomicCheckpointIO()]

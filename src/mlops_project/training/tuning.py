@@ -21,7 +21,7 @@ from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.errors import InputError, ProjectError, is_out_of_memory
 from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel
-from mlops_project.training.module import build_module
+from mlops_project.training.module import build_module, recompute_activations
 from mlops_project.training.presets import device_type
 from mlops_project.training.trainer import lightning_precision
 
@@ -102,13 +102,13 @@ def _draw(rates: np.ndarray, losses: np.ndarray, chosen: float, folder: Path) ->
     plt.close(figure)
 
 
-def find_batch_size(options: TrainingConfig, network: nn.Module, size: int, images: int) -> int:
+def find_batch_size(config: Config, network: nn.Module, size: int, images: int) -> int:
     """The smallest power of two with which a training step is about as fast, by trial, as with any.
 
     Larger batches mean fewer steps an epoch, which costs accuracy: speed has to pay for it.
 
     Args:
-        options: precision and memory layout of the run, chosen already.
+        config: of the run; precision and memory layout are chosen already.
         network: is left as it was.
         size: side of the images, pixels.
         images: for training; a batch is never larger.
@@ -121,13 +121,21 @@ def find_batch_size(options: TrainingConfig, network: nn.Module, size: int, imag
         if FOUND not in os.environ:
             raise InputError("data.batch_size=auto: name a number where torchrun or SLURM starts")
         return int(os.environ[FOUND])
-    device = device_type(options)
+    options, device = config.training, device_type(config.training)
     trial = copy.deepcopy(network).to(device).train()
+    if options.enable_checkpointing:
+        recompute_activations(trial, config)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    precision = lightning_precision(options).removesuffix("-mixed")
     rates: dict[int, float] = {}
     batch = min(SMALLEST_BATCH, images)
     while batch <= min(images, LARGEST_BATCH):
         try:
-            rates[batch] = _images_per_second(options, trial, torch.device(device), batch, size)
+            shape = (batch, 3, size, size)
+            rates[batch] = _images_per_second(
+                options, precision, trial, torch.device(device), shape
+            )
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, MemoryError) and not is_out_of_memory(error):
                 raise
@@ -151,27 +159,30 @@ def find_batch_size(options: TrainingConfig, network: nn.Module, size: int, imag
 
 
 def _images_per_second(
-    options: TrainingConfig, network: nn.Module, device: torch.device, batch: int, size: int
+    options: TrainingConfig,
+    precision: str,
+    network: nn.Module,
+    device: torch.device,
+    shape: tuple[int, ...],
 ) -> float:
     """Rate of forward and backward passes on one batch of zeros."""
     layout = torch.channels_last if options.channels_last is True else torch.contiguous_format
-    images = torch.zeros(batch, 3, size, size, device=device).to(memory_format=layout)
+    images = torch.zeros(shape, device=device).to(memory_format=layout)
     network.to(memory_format=layout)
-    precision = lightning_precision(options).removesuffix("-mixed")
     kind = {"16": torch.float16, "bf16": torch.bfloat16}.get(precision)
 
     def step() -> None:
         with torch.autocast(device.type, kind, enabled=kind is not None):
             network(images).float().square().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
 
     step()
     began, steps = time.perf_counter(), 0
     while steps < 2 or (time.perf_counter() - began < TRIAL_SECONDS and steps < 20):
         step()
         steps += 1
-    return steps * batch / (time.perf_counter() - began)
+    return steps * shape[0] / (time.perf_counter() - began)
 
 
 def _gpu_memory() -> int:

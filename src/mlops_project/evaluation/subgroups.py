@@ -1,0 +1,103 @@
+"""For whom a model is better or worse."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlops_project.evaluation import bootstrap, measures
+
+AGE_BANDS = (0, 30, 45, 60, 75, np.inf)  # years, from … up to, but not including
+FEWEST = 20  # images that a group must have for its measures to be told
+FEWEST_OF_A_KIND = 5  # malignant ones, and benign ones
+# Nothing in HAM10000 says which skin an image shows.
+SKIN_TONE = "HAM10000 has no labels of skin tone: nothing can be said of differences between them."
+
+
+def attributes(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """What images are grouped by: for each attribute the group of each image, texts [N].
+
+    Args:
+        table: lesion_id, age (years), sex, localization, dataset and dx_type.
+    """
+    ages = pd.to_numeric(table["age"], errors="coerce").to_numpy(dtype=float)
+    names = [f"{low:.0f} to {high - 1:.0f}" for low, high in pairwise(AGE_BANDS[:-1])]
+    names.append(f"{AGE_BANDS[-2]:.0f} and older")
+    band = np.searchsorted(AGE_BANDS, np.nan_to_num(ages), side="right") - 1
+    counts = table.groupby("lesion_id")["lesion_id"].transform("size").to_numpy()
+    found = {
+        "age": np.where(np.isnan(ages), "unknown", np.array(names)[band.clip(0, len(names) - 1)]),
+        "images_of_the_lesion": np.where(counts == 1, "one", "several"),
+    }
+    for column in ("sex", "localization", "dataset", "dx_type"):
+        found[column] = table[column].fillna("unknown").replace("", "unknown").to_numpy(dtype=str)
+    return found
+
+
+def compare(
+    table: pd.DataFrame, truth: np.ndarray, scores: np.ndarray, positive: np.ndarray
+) -> dict[str, Any]:
+    """How well malignant images are told from benign ones in each group.
+
+    Args:
+        table: as for `attributes`.
+        truth: which images are malignant, bool [N].
+        scores: probability of it, float [N].
+        positive: which ones the model takes for malignant, bool [N].
+
+    Returns:
+        `groups`: for each attribute and group n_images, n_malignant and either auroc, sensitivity
+        and specificity with intervals, or `gap`, why there are none; `largest_gap`: between two
+        groups of one attribute; `skin_tone`: a remark.
+    """
+    lesions = table["lesion_id"].to_numpy()
+    groups: dict[str, dict[str, Any]] = {}
+    for attribute, values in attributes(table).items():
+        groups[attribute] = {}
+        for group in sorted(set(values)):
+            own = values == group
+            facts: dict[str, Any] = {
+                "n_images": int(own.sum()),
+                "n_malignant": int(truth[own].sum()),
+            }
+            fewest = min(facts["n_malignant"], facts["n_images"] - facts["n_malignant"])
+            if facts["n_images"] < FEWEST or fewest < FEWEST_OF_A_KIND:
+                facts["gap"] = "too few images"
+            else:
+                facts |= _measured(lesions[own], truth[own], scores[own], positive[own])
+            groups[attribute][group] = facts
+    return {"groups": groups, "largest_gap": _largest_gap(groups), "skin_tone": SKIN_TONE}
+
+
+def _measured(
+    lesions: np.ndarray, truth: np.ndarray, scores: np.ndarray, positive: np.ndarray
+) -> dict[str, Any]:
+    def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
+        decided = measures.binary(weights, truth, positive)
+        auroc, _ = measures.ranking(weights, truth, scores)
+        return {"auroc": auroc} | {n: decided[n] for n in ("sensitivity", "specificity")}
+
+    return bootstrap.with_intervals(lesions, measure)
+
+
+def _largest_gap(groups: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The largest difference of an AUROC between two groups of one attribute."""
+    found = []
+    for attribute, known in groups.items():
+        told = {g: facts["auroc"]["value"] for g, facts in known.items() if "auroc" in facts}
+        if len(told) > 1:
+            worst, best = min(told, key=lambda g: told[g]), max(told, key=lambda g: told[g])
+            found.append((told[best] - told[worst], attribute, best, worst))
+    if not found:
+        return None
+    difference, attribute, best, worst = max(found)
+    return {
+        "measure": "auroc",
+        "attribute": attribute,
+        "better": best,
+        "worse": worst,
+        "difference": difference,
+    }

@@ -1,0 +1,68 @@
+"""Groups are those of the table, each with its own measures, and a small one without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from mlops_project.evaluation.subgroups import FEWEST, attributes, compare
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    random = np.random.default_rng(4)
+    n = 400
+    return pd.DataFrame(
+        {
+            "lesion_id": random.integers(0, 300, n).astype(str),
+            "age": random.choice([np.nan, 5, 29, 30, 44, 75, 90], n),
+            "sex": random.choice(["male", "female", "unknown"], n),
+            "localization": random.choice(["back", "face"], n, p=[0.99, 0.01]),
+            "dataset": random.choice(["vidir_modern", ""], n),
+            "dx_type": "histo",
+        }
+    )
+
+
+def test_every_image_is_in_one_group_of_each_attribute(table: pd.DataFrame) -> None:
+    found = attributes(table)
+    assert all(len(values) == len(table) for values in found.values())
+    bands = dict(zip(table["age"].fillna(-1), found["age"], strict=True))
+    assert bands == {
+        **{-1: "unknown", 5: "0 to 29", 29: "0 to 29", 30: "30 to 44", 44: "30 to 44"},
+        **{75: "75 and older", 90: "75 and older"},
+    }
+    assert set(found["dataset"]) == {"vidir_modern", "unknown"}
+    lesion = table["lesion_id"].iloc[0]
+    several = (table["lesion_id"] == lesion).sum() > 1
+    assert found["images_of_the_lesion"][0] == ("several" if several else "one")
+
+
+def test_a_group_s_measures_are_its_own_and_the_worst_one_is_named(table: pd.DataFrame) -> None:
+    random = np.random.default_rng(5)
+    truth = random.random(len(table)) < 0.4
+    signal = np.where(table["sex"] == "male", 0.0, 2.0)  # it sees nothing in men
+    scores = 1 / (1 + np.exp(-(truth * signal + random.normal(size=len(table)))))
+    facts = compare(table, truth, scores, scores >= 0.5)
+    men = (table["sex"] == "male").to_numpy()
+    found = facts["groups"]["sex"]["male"]
+    assert found["n_images"] == men.sum()
+    assert found["auroc"]["value"] == pytest.approx(roc_auc_score(truth[men], scores[men]))
+    low, high = found["auroc"]["ci95"]
+    assert low < found["auroc"]["value"] < high
+    assert found["sensitivity"]["value"] == pytest.approx((scores[men & truth] >= 0.5).mean())
+    gap = facts["largest_gap"]
+    assert (gap["attribute"], gap["worse"]) == ("sex", "male")
+    few = facts["groups"]["localization"]["face"]
+    assert few["n_images"] < FEWEST
+    assert few["gap"] == "too few images"
+    assert "auroc" not in few
+    assert "skin tone" in facts["skin_tone"]
+
+
+def test_without_two_groups_there_is_no_gap(table: pd.DataFrame) -> None:
+    few = table.iloc[:10]
+    facts = compare(few, np.ones(10, bool), np.ones(10), np.ones(10, bool))
+    assert facts["largest_gap"] is None
