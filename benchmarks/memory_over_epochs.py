@@ -10,15 +10,13 @@ since an allocator gives and takes a little all the time.
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
 
-import lightning
 import numpy as np
 import psutil
-import torch
+from measure import report
 
 EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 200
 
@@ -51,11 +49,14 @@ def main() -> None:
         )
     )
     early, late = np.mean(used[5:15]), np.mean(used[-10:])
-    print(f"after 10 epochs {early:.1f} MiB, after {EPOCHS} {late:.1f} MiB: x {late / early:.4f}")
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, lightning {lightning.__version__}"
-    )
+    row = {
+        "case": f"{EPOCHS} epochs",
+        "mib_after_10": round(float(early), 1),
+        "mib_at_the_end": round(float(late), 1),
+        "ratio": round(float(late / early), 4),
+    }
+    command = f"uv run python benchmarks/memory_over_epochs.py {EPOCHS}"
+    report("memory_over_epochs", [row], command)
 
 
 if __name__ == "__main__":
