@@ -33,9 +33,7 @@ SMALLEST_BATCH, LARGEST_BATCH = 8, 1024
 FOUND = "MLOPS_PROJECT_BATCH_SIZE"  # environment: what the first process has found
 GAIN = 0.05  # in speed that the next larger batch must bring
 TRIAL_SECONDS = 1.0  # of each batch size
-MEMORY_SHARE = (
-    0.6  # of a GPU's memory that a trial may fill; the optimizer and images need the rest
-)
+MEMORY_SHARE = 0.6  # of a GPU's memory that a trial may fill; the optimizer needs some too
 
 
 def find_learning_rate(
