@@ -19,7 +19,7 @@ from mlops_project.data import diagnoses
 from mlops_project.data.cache import ImageCache, open_cache
 from mlops_project.data.device import DeviceImages, Transfer, has_room
 from mlops_project.data.loading import (
-    TRIAL_IMAGES,
+    TRIAL_BATCHES,
     Batch,
     DecodedImages,
     Loader,
@@ -286,11 +286,15 @@ class HAM10000DataModule(pl.LightningDataModule):
         if on_device:
             return make(0)
         if self._workers is None:
-            rows = np.resize(np.array(sorted(self._decoded)), TRIAL_IMAGES)
-            trial = EvaluationBatches(rows, batch_size=int(settings.batch_size))
-            processes = self.trainer.num_devices if self.trainer else 1
-            most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-            self._workers = choose_workers(lambda n: make(n, trial), most // processes)
+            size, cores = int(settings.batch_size), os.cpu_count() or 1
+            if hasattr(os, "sched_getaffinity"):
+                cores = len(os.sched_getaffinity(0))
+            most = cores // (self.trainer.num_devices if self.trainer else 1)
+            # The images that there are, again and again where they are few.
+            rows = np.array(sorted(self._decoded))
+            rows = np.resize(rows, size * (TRIAL_BATCHES + 2 * most + 1))
+            trial = EvaluationBatches(rows, batch_size=size)
+            self._workers = choose_workers(lambda n: make(n, trial), most)
         return make(self._workers)
 
     def _is_training(self) -> bool:

@@ -31,7 +31,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 # costs about as much.
 WORTH_A_WORKER = 200e-6  # seconds an image
 TRIAL_SECONDS = 1.0  # of each number of workers
-TRIAL_IMAGES = 10_000  # at most; some may be the same
+TRIAL_BATCHES = 32  # at most, besides those that the workers have ready at first
 
 
 class Undecoded:
