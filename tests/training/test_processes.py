@@ -108,8 +108,8 @@ def test_a_process_that_fails_ends_the_job_with_its_own_error(
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param("time.sleep(1000)", id="hangs"),
-        pytest.param("os.kill(os.getpid(), 9)", id="killed", marks=pytest.mark.slow),
+        pytest.param("time.sleep(1000)", id="hangs", marks=pytest.mark.slow),
+        pytest.param("os.kill(os.getpid(), 9)", id="killed"),
     ],
 )
 def test_no_process_outlives_the_first_one(fault: str, demo_folder: Path, tmp_path: Path) -> None:
