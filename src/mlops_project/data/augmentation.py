@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mlops_project.data import randomness
+from mlops_project.data.device import to_device
 
 # ITU-R BT.601 luma, as torchvision's rgb_to_grayscale has it.
 GREY = (0.2989, 0.587, 0.114)
@@ -284,11 +285,3 @@ def _parts(images: torch.Tensor) -> Iterator[slice]:
     if images.device.type == "cpu":
         step = torch.get_num_threads() * max(1, CPU_PIXELS // images.shape[-1] ** 2)
     return (slice(start, start + step) for start in range(0, len(images), step))
-
-
-def to_device(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A small table on the device, without waiting for it; float64 becomes float32."""
-    table = torch.from_numpy(numbers.astype(np.float32) if numbers.dtype == np.float64 else numbers)
-    if device.type == "cuda":
-        table = table.pin_memory()  # out of other memory, a copy may wait for the work before it
-    return table.to(device, non_blocking=True)

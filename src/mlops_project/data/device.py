@@ -1,4 +1,4 @@
-"""Batches on their way to the device, or cut from images that are there already."""
+"""What is on its way to the device, and batches cut from images that are there already."""
 
 from __future__ import annotations
 
@@ -67,3 +67,11 @@ class Transfer:
         for copy in copies:
             copy.record_stream(now)
         return copies
+
+
+def to_device(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A small table on the device, without waiting for it; float64 becomes float32."""
+    table = torch.from_numpy(numbers.astype(np.float32) if numbers.dtype == np.float64 else numbers)
+    if device.type == "cuda":
+        table = table.pin_memory()  # out of other memory, a copy may wait for the work before it
+    return table.to(device, non_blocking=True)

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.nn import functional as F
 
-from mlops_project.data.augmentation import to_device
+from mlops_project.data.device import to_device
 from mlops_project.models.build import head, head_dropout
 from mlops_project.training.processes import gather
 
