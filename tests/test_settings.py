@@ -16,7 +16,7 @@ from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
 from mlops_project import settings
-from mlops_project.config import Config
+from mlops_project.config import Config, DataConfig
 from mlops_project.errors import InputError
 
 NOTHING = ("null", "none")
@@ -108,6 +108,15 @@ def test_settings_survive_the_way_into_a_checkpoint_and_back(values: dict[str, A
         setattr(attrgetter(section)(config) if section else config, leaf, given_value)
 
     assert settings.from_container(settings.to_container(config)) == config
+
+
+def test_a_folder_whose_name_looks_like_a_switch_is_still_a_folder() -> None:
+    for name in ("0", "no", "false"):
+        config = Config(data=DataConfig(cache=name))
+        assert settings.from_container(settings.to_container(config)).data.cache == name
+    container = settings.to_container(Config())
+    container["data"]["cache"] = False  # what YAML makes of the word off
+    assert settings.from_container(container).data.cache == "off"
 
 
 def test_settings_of_another_version_lose_unknown_keys_and_gain_defaults() -> None:
@@ -238,6 +247,12 @@ def test_blank_arguments_and_leading_hyphens_change_nothing() -> None:
         ('wandb.name="a, b"', "a, b"),
         ("training.precision=16", "16"),
         ("data.augment=False", False),
+        ("training.compile=on", True),
+        ("training.compile=0", False),
+        ("data.cache=off", "off"),
+        ("data.cache=False", "off"),
+        ("data.cache=0", "0"),  # a folder, as is any other name
+        ("data.cache=no", "no"),
         ("wandb.watch_model=false", "none"),
         ("wandb.watch_model=gradients", "gradients"),
         ("training.profiler=null", "none"),

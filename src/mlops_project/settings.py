@@ -302,6 +302,8 @@ def _checked_value(key: Key, value: str) -> str:
     if re.search(r"^[^\[{'\"(]*,", plain):
         raise InputError(_several(key.name, value))
     plain_text = plain[:1] not in "'\"[{" and "\\" not in plain and plain.lower() not in _NONE
+    if "off" in key.facts["words"] and plain.lower() == "false":
+        return plain  # the switch
     if key.kind == "str" and not key.facts["choices"] and plain_text:
         return _in_quotes(plain)  # 2024_01_02 and 1e3 are names here, not numbers
     return value
@@ -413,8 +415,8 @@ def convert(key: Key, value: Any) -> Any:
     for choice in facts["choices"]:
         if _shown(value) == _shown(choice):
             return choice
-    if "off" in facts["words"] and _SWITCH.get(_shown(value)) is False:
-        return "off"  # YAML reads the word as a switch
+    if "off" in facts["words"] and value is False:
+        return "off"  # YAML reads the word as a switch; a text is a name, even "0" or "no"
     # A switch that is also a list of names: watch_model=false, profiler=null
     if "none" in facts["choices"] and (value is None or value is False):
         return "none"
