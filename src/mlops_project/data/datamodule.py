@@ -100,8 +100,11 @@ class HAM10000DataModule(pl.LightningDataModule):
         assert self.source is not None, "call setup() first"
         return self.source.synthetic
 
-    def read(self) -> None:
+    def read(self, source: Source | None = None) -> None:
         """Reads the table and makes the split; decodes nothing.
+
+        Args:
+            source: read already; its images may lack a diagnosis, and have the label -1 then.
 
         Raises:
             InputError: the folder, the table or a diagnosis cannot be used.
@@ -113,9 +116,12 @@ class HAM10000DataModule(pl.LightningDataModule):
             from mlops_project.data.demo import generate
 
             generate(Path(settings.data_dir))
-        source = read_source(settings.data_dir)
+        # Only an evaluation brings a source, and may do without diagnoses.
+        known = slice(None) if source is None else (source.table["dx"] != "").to_numpy()
+        source = source or read_source(settings.data_dir)
         table = source.table
-        self.labels = diagnoses.labels(table["dx"], self.num_classes)
+        self.labels = np.full(len(table), -1, dtype=np.int64)
+        self.labels[known] = diagnoses.labels(table["dx"][known], self.num_classes)
         split = split_by_lesion(table, self.seed, settings.val_fraction, settings.test_fraction)
         kept = subsample(
             table, split, settings.subsample_percentage, settings.stratified_sampling, self.seed
