@@ -14,33 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
-from mlops_project import settings
 from mlops_project.errors import InputError
 from mlops_project.evaluation.images import known_split
 from mlops_project.evaluation.report import evaluate
-from mlops_project.training.run import Result, train
+from mlops_project.training.run import Result
 
 
-@pytest.fixture(scope="module")
-def trained(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """A working folder with a trained model of two classes."""
-    folder = tmp_path_factory.mktemp("trained")
-    overrides = [f"data.data_dir={demo_folder}", "data.image_size=32", "training.max_epochs=2"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        return folder, train(settings.load(overrides))
-
-
-@pytest.fixture
-def checkpoint(trained: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The best checkpoint, with the run's working folder as the present one."""
-    monkeypatch.chdir(trained[0])
-    return trained[1].checkpoint
-
-
-def test_the_metrics_are_those_of_the_predictions(
-    trained: tuple[Path, Result], checkpoint: Path
-) -> None:
+def test_the_metrics_are_those_of_the_predictions(trained: Result, checkpoint: Path) -> None:
     facts = evaluate(checkpoint)
     folder = Path("reports/evaluation/baseline_cnn-version_0")
     assert json.loads((folder / "metrics.json").read_text())["n_images"] == facts["n_images"]
@@ -73,7 +53,7 @@ def test_the_metrics_are_those_of_the_predictions(
     assert malignant["specificity"] == pytest.approx(recall_score(~truth, ~predicted))
     # What training itself reported for the same weights
     for name, value in expected.items():
-        assert trained[1].test[f"test_{name}"] == pytest.approx(value, abs=1e-6)
+        assert trained.test[f"test_{name}"] == pytest.approx(value, abs=1e-6)
 
 
 def test_what_is_fitted_on_the_validation_split_is_judged_on_the_test_split(

@@ -57,9 +57,10 @@ def evaluate(
     table = predictions.table
     labelled = predictions.labelled()
     if len(labelled) < len(table):
-        count = "no image has" if labelled.empty else f"{len(table) - len(labelled)} images have no"
-        rest = "nothing is measured" if labelled.empty else "they are predicted, not measured"
-        facts["gaps"].append(f"{count} diagnosis (column dx): {rest}")
+        gap = f"{len(table) - len(labelled)} images have no diagnosis (column dx): not measured"
+        if labelled.empty:
+            gap = "no image has a diagnosis (column dx): nothing is measured"
+        facts["gaps"].append(gap)
     if not labelled.empty:
         facts |= evaluator.measure(images.class_names, labelled)
         facts["gaps"] += evaluator.unmeasured(facts)
