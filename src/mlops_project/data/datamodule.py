@@ -28,7 +28,14 @@ from mlops_project.data.loading import (
 )
 from mlops_project.data.sampling import EvaluationBatches, TrainingBatches
 from mlops_project.data.sources import Source, read_source
-from mlops_project.data.splits import SPLITS, UNUSED, split_by_lesion, split_hash, subsample
+from mlops_project.data.splits import (
+    SPLITS,
+    UNUSED,
+    into_folds,
+    split_by_lesion,
+    split_hash,
+    subsample,
+)
 from mlops_project.errors import InputError
 
 log = logging.getLogger("mlops_project")
@@ -123,6 +130,8 @@ class HAM10000DataModule(pl.LightningDataModule):
         self.labels = np.full(len(table), -1, dtype=np.int64)
         self.labels[known] = diagnoses.labels(table["dx"][known], self.num_classes)
         split = split_by_lesion(table, self.seed, settings.val_fraction, settings.test_fraction)
+        if settings.folds:
+            split = into_folds(table, split, self.seed, settings.folds, settings.fold)
         kept = subsample(
             table, split, settings.subsample_percentage, settings.stratified_sampling, self.seed
         )
@@ -139,7 +148,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         splits = {"validate": ("val",), "test": ("test",)}.get(stage or "fit", SPLITS)
         self.decode(np.flatnonzero(np.isin(self.split, splits)))
         for name in splits:
-            if not (self.split == name).any():
+            if not (self.split == name).any() and (name != "test" or self.settings.test_fraction):
                 raise InputError(
                     f"{self.settings.data_dir}: no image is left for the {name} split; it needs "
                     "at least three lesions\n(see uv run src/mlops_project/dataset.py check "
