@@ -24,6 +24,7 @@ class Split(StrEnum):
     val = "val"
     test = "test"
     all = "all"
+    out_of_fold = "out-of-fold"
 
 
 @app.command()

@@ -44,6 +44,8 @@ def test_an_ensemble_is_the_mean_of_its_models(
     source = str(tmp_path / "new")
     for name, checkpoints in {"a": [checkpoint], "b": [other], "c": [checkpoint, other]}.items():
         facts = evaluate(checkpoints, source, output=tmp_path / name)
+    # Calibrated though no image is of both validation splits
+    assert "calibration" in facts
     assert facts["checkpoints"] == [str(checkpoint), str(other)]
     a, b, c = (read(tmp_path / name) for name in "abc")
     assert not np.allclose(a[BOTH], b[BOTH], atol=0.01)
@@ -67,8 +69,31 @@ def test_what_one_model_was_trained_on_is_no_test_of_the_ensemble(
 def test_the_split_of_several_runs_is_that_of_the_one_that_saw_most() -> None:
     first = np.array(["train", "val", "test", "test", "unused"], dtype=object)
     second = np.array(["test", "train", "val", "test", "test"], dtype=object)
-    together = split_of_all([first, second])
+    together = split_of_all(np.stack([first, second]))
     assert together.tolist() == ["train", "train", "val", "test", "unused"]
+
+
+def test_out_of_fold_each_image_is_told_by_the_models_that_were_not_trained_on_it(
+    checkpoint: Path, other: Path, tmp_path: Path
+) -> None:
+    facts = evaluate([checkpoint, other], split="out-of-fold", output=tmp_path)
+    splits = [
+        pd.read_csv(path.parents[1] / "split.csv").set_index("image_id")["split"]
+        for path in (checkpoint, other)
+    ]
+    table = read(tmp_path).set_index("image_id")
+    assert set(table.index) == set(splits[0].index[(splits[0] == "val") | (splits[1] == "val")])
+    assert facts["n_images"] == len(table)
+    alone = []
+    for n, path in enumerate((checkpoint, other)):
+        evaluate(path, split="all", output=tmp_path / str(n))
+        alone.append(read(tmp_path / str(n)).set_index("image_id").loc[table.index, BOTH])
+    asked = [(split[table.index] != "train").to_numpy() for split in splits]
+    only = asked[0] & ~asked[1]
+    assert only.any()
+    assert np.allclose(table[BOTH][only], alone[0][only], atol=1e-6)
+    both = asked[0] & asked[1]
+    assert np.allclose(table[BOTH][both], (alone[0] + alone[1])[both] / 2, atol=1e-6)
 
 
 def test_models_of_other_classes_and_the_same_one_twice_are_refused(
@@ -183,8 +208,11 @@ def test_features_are_of_length_one_and_those_of_a_picture_given_directly(
     models = load_models([checkpoint, other])
     images = open_images(models, None, "test")
     features = predict(models, images).features
+    assert features is not None
     assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
     same = load_model(checkpoint)
     alone = open_images([same], None, "test")
     pixels = alone.pixels(np.arange(len(alone.rows)))
-    assert np.allclose(embed([same], pixels), predict([same], alone).features, atol=1e-5)
+    told = predict([same], alone).features
+    assert told is not None
+    assert np.allclose(embed([same], pixels), told, atol=1e-5)

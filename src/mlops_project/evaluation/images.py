@@ -17,6 +17,8 @@ from mlops_project.data.splits import SPLITS, UNUSED
 from mlops_project.errors import InputError
 from mlops_project.evaluation.trained_model import TrainedModel
 
+OUT_OF_FOLD = "out-of-fold"
+
 
 @dataclass(frozen=True)
 class Images:
@@ -26,6 +28,7 @@ class Images:
         folder: where they lie.
         data: of each model, one table for all, the rows decoded at the model's size.
         rows: of the table, int64 [N].
+        asked: which of the M models is asked about which image, bool [M, N].
         class_names: that the labels are told by: the models', or benign and malignant where the
             table knows no more.
     """
@@ -33,6 +36,7 @@ class Images:
     folder: Path
     data: list[HAM10000DataModule]
     rows: np.ndarray
+    asked: np.ndarray
     class_names: list[str]
 
     @property
@@ -59,7 +63,7 @@ class Images:
         stay = ~self.table["image_id"].isin(image_ids).to_numpy()
         if not stay.any():
             raise InputError(f"{self.folder}: all {len(stay)} images were seen in training")
-        return replace(self, rows=self.rows[stay])
+        return replace(self, rows=self.rows[stay], asked=self.asked[:, stay])
 
 
 def open_images(
@@ -72,12 +76,13 @@ def open_images(
 
     An image that is new to the run but shows a lesion it has seen belongs to that lesion's split.
     Of several runs, the one that has seen most of an image decides: what one was trained on is of
-    the training split, whatever the others did.
+    the training split, whatever the others did. Out of fold are the images of any run's validation
+    split; only models that were not trained on an image are asked about it.
 
     Args:
         models: whose runs decide which image is in which split.
         data_dir: folder with the images; None: the runs' own.
-        split: "val", "test", or "all" for every image.
+        split: "val", "test", "out-of-fold", or "all" for every image.
         class_names: to tell the labels by; None: as well as the table and the models can.
 
     Raises:
@@ -94,8 +99,12 @@ def open_images(
         if shape not in shared:
             shared[shape] = _data(model, source, len(class_names))
     data = [shared[(model.image_size, model.config.data.crop_fraction)] for model in models]
-    parts = split_of_all([known_split(source.table, model.facts["split"]) for model in models])
+    of_each = np.stack([known_split(source.table, model.facts["split"]) for model in models])
+    parts = split_of_all(of_each)
+    asked = np.ones(of_each.shape, dtype=bool)
     wanted = np.ones(len(parts), bool) if split == "all" else parts == split
+    if split == OUT_OF_FOLD:
+        asked, wanted = of_each != "train", (of_each == "val").any(axis=0)
     if not wanted.any():
         counts = ", ".join(f"{(parts == s).sum()} {s}" for s in (*SPLITS, UNUSED))
         whose = " for all of these checkpoints" if len(models) > 1 else ""
@@ -108,7 +117,7 @@ def open_images(
         wanted[list(module.decode(np.flatnonzero(wanted)))] = False
     if not wanted.any():
         raise InputError(f"{folder}: no image of the {split} split can be read")
-    return Images(Path(folder), data, np.flatnonzero(wanted), class_names)
+    return Images(Path(folder), data, np.flatnonzero(wanted), asked[:, wanted], class_names)
 
 
 def _own_folder(models: Sequence[TrainedModel]) -> str:
@@ -161,12 +170,17 @@ def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
     )
 
 
-def split_of_all(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The split of each image for several runs at once, dtype object [N].
+def split_of_all(parts: np.ndarray) -> np.ndarray:
+    """The split of each image for several runs at once.
 
-    "train" where it is so for one of them, else "val", else "unused"; "test" where for all.
+    Args:
+        parts: of each run, dtype object [M, N].
+
+    Returns:
+        dtype object [N]: "train" where it is so for one of them, else "val", else "unused"; "test"
+        where it is so for all.
     """
-    together = np.full(len(parts[0]), "test", dtype=object)
+    together = np.full(parts.shape[1], "test", dtype=object)
     for name in (UNUSED, "val", "train"):
-        together[np.any([part == name for part in parts], axis=0)] = name
+        together[(parts == name).any(axis=0)] = name
     return together

@@ -31,11 +31,12 @@ class Predictions:
         table: a row an image: image_id, lesion_id, y_true ("" where unknown) and y_pred (names of
             classes), and for each class probability_<name>, float32.
         features: what the networks' last layers see, of length 1, float32 [N, D]; of several
-            models side by side, so that a product of two rows is their mean cosine.
+            models side by side, so that a product of two rows is their mean cosine. None where
+            images were shown to different models.
     """
 
     table: pd.DataFrame
-    features: np.ndarray
+    features: np.ndarray | None
 
     def labelled(self) -> pd.DataFrame:
         """The rows of the table with a known class."""
@@ -43,7 +44,7 @@ class Predictions:
 
 
 def predict(models: Sequence[TrainedModel], images: Images, *, tta: bool = False) -> Predictions:
-    """Class probabilities, the mean over the models and, with `tta`, over turns and mirror images.
+    """Class probabilities: the mean over the models asked and, with `tta`, over turned images.
 
     Args:
         models: of the same classes.
@@ -51,16 +52,17 @@ def predict(models: Sequence[TrainedModel], images: Images, *, tta: bool = False
         tta: test-time augmentation by the eight `VIEWS`, else the image as it is.
     """
     views = VIEWS if tta else VIEWS[:1]
-    total: Any = 0.0
-    features = []
+    names = models[0].class_names
+    total, features = np.zeros((len(images.rows), len(names))), []
     for number, (model, data) in enumerate(zip(models, images.data, strict=True)):
         title = f"predicting, model {number + 1} of {len(models)}"
-        loader = _with_bar(data.evaluation_loader(images.rows), title)
-        probabilities, seen = _forward(model, ((b[0], b[2]) for b in loader), views)
-        total = total + probabilities
-        features.append(seen)
-    mean = np.asarray(total / len(models), dtype=np.float32)
-    names = models[0].class_names
+        asked = images.asked[number]
+        if asked.any():
+            loader = _with_bar(data.evaluation_loader(images.rows[asked]), title)
+            probabilities, seen = _forward(model, ((b[0], b[2]) for b in loader), views)
+            total[asked] += probabilities
+            features.append(seen)
+    mean = (total / images.asked.sum(axis=0)[:, None]).astype(np.float32)
     if images.class_names != names:
         mean, names = _benign_and_malignant(mean, names), images.class_names
     table = images.table[["image_id", "lesion_id"]].copy()
@@ -69,7 +71,7 @@ def predict(models: Sequence[TrainedModel], images: Images, *, tta: bool = False
     table["y_pred"] = np.array(names, dtype=object)[mean.argmax(axis=1)]
     for k, name in enumerate(names):
         table[f"probability_{name}"] = mean[:, k]
-    return Predictions(table, _side_by_side(features))
+    return Predictions(table, _side_by_side(features) if images.asked.all() else None)
 
 
 def embed(models: Sequence[TrainedModel], images: np.ndarray) -> np.ndarray:

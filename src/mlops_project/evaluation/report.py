@@ -14,7 +14,7 @@ import pandas as pd
 from mlops_project.errors import InputError
 from mlops_project.evaluation import calibration, evaluator, subgroups, terminal
 from mlops_project.evaluation.decisions import decide, malignant_classes
-from mlops_project.evaluation.images import Images, open_images
+from mlops_project.evaluation.images import OUT_OF_FOLD, Images, open_images
 from mlops_project.evaluation.inference import Predictions, predict
 from mlops_project.evaluation.pictures import draw_confusion_matrix
 from mlops_project.evaluation.trained_model import TrainedModel, describe, load_models
@@ -37,7 +37,7 @@ def evaluate(
     Args:
         checkpoints: of runs; the probabilities of several are averaged.
         data_dir: folder with images; None: the run's own.
-        split: "val", "test" or "all".
+        split: "val", "test", "out-of-fold" or "all".
         output: folder to write to; None: reports/evaluation/<model>-version_N.
         target_sensitivity: that thresholds reach on the validation split.
         tta: average over turned and mirrored images.
@@ -139,8 +139,10 @@ def _validation(
     missing = "no calibration, thresholds and prediction sets: "
     if split != "test":
         return None, f"{missing}they are fitted on images that are evaluated here"
+    same = len({model.facts["split_hash"] for model in models}) == 1
     try:
-        own = open_images(models, None, "val", images.class_names)
+        # With other splits, as in a cross-validation, no image is of all validation splits.
+        own = open_images(models, None, "val" if same else OUT_OF_FOLD, images.class_names)
     except InputError as error:
         return None, missing + str(error).splitlines()[0]
     return predict(models, own, tta=tta), ""
