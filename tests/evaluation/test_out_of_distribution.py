@@ -157,17 +157,24 @@ def test_what_it_tells_can_be_recomputed() -> None:
 
 
 def test_a_model_that_sees_no_difference_says_so() -> None:
+    """Whatever it is shown, its features are those of images that are evaluated."""
     images = lesion_images(40, 3)
-    blind = {"unlike": features_of(lesion_images(COUNT, 4))}  # whatever it is shown
-
-    def see_nothing(pictures: np.ndarray) -> np.ndarray:
-        return blind["unlike"][: len(pictures)]
-
     evaluated = (table(40, "new"), features_of(images))
-    facts = judge(VALIDATION, evaluated, lambda rows: images[rows], see_nothing)
+    asked: list[np.ndarray] = []
+
+    def images_of(rows: np.ndarray) -> np.ndarray:
+        asked.append(rows)
+        return images[rows]
+
+    facts = judge(VALIDATION, evaluated, images_of, lambda _: evaluated[1][asked[0]])
+    known, theirs = VALIDATION[1], VALIDATION[0]["lesion_id"].to_numpy(dtype=str)
+    scores = distances(evaluated[1], np.full(40, ""), known, theirs)
+    both = np.concatenate([scores, scores[asked[0]]])  # with ties
+    expected = roc_auc_score(np.arange(len(both)) >= 40, both)
+    assert [m["value"] for m in facts["auroc"].values()] == pytest.approx([expected] * len(KINDS))
     assert all(kind in facts["caution"] for kind in KINDS)
     assert len(facts["caution"].splitlines()) == 1
-    seeing = judge(VALIDATION, evaluated, lambda rows: images[rows], features_of)
+    seeing = judge(VALIDATION, evaluated, images_of, features_of)
     missed = [kind for kind in KINDS if seeing["auroc"][kind]["value"] < 0.8]
     assert [kind for kind in KINDS if kind in seeing.get("caution", "")] == missed
     assert "noise" not in missed
@@ -238,7 +245,7 @@ def test_synthetic_images_are_of_their_kind_and_the_same_each_time(side: int) ->
     assert np.array_equal(made["inverted colours"], 255 - images)
     assert (made["plain colour"].reshape(6, 3, -1).std(axis=2) == 0).all()
     pixels = [np.sort(a.reshape(6, 3, -1)) for a in (made["shuffled patches"], images)]
-    assert np.array_equal(*pixels)
+    assert np.array_equal(pixels[0], pixels[1])
     assert not np.array_equal(made["shuffled patches"], images)
     assert all(len(np.unique(p.reshape(3, -1), axis=1).T) <= 2 for p in made["stripes"])
     detail = [np.abs(np.diff(a.astype(int))).mean() for a in (made["out of focus"], images)]

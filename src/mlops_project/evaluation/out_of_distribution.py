@@ -89,9 +89,9 @@ def judge(
     missed = [kind for kind in unlike if not found[kind]["value"] >= LEAST_AUROC]
     if missed:
         facts["caution"] = (
-            "the score hardly tells some images that mean nothing to the model from the evaluated "
-            f"ones (AUROC below {LEAST_AUROC} for {', '.join(missed)}): an image that is not "
-            "flagged may still be unlike what the model knows"
+            f"AUROC below {LEAST_AUROC} for {', '.join(missed)}: the score hardly tells these from "
+            "the evaluated images, so one that is not flagged may still be unlike what the model "
+            "knows"
         )
     return facts
 
