@@ -158,26 +158,40 @@ def test_what_it_tells_can_be_recomputed() -> None:
 
 def test_a_model_that_sees_no_difference_says_so() -> None:
     """Whatever it is shown, its features are those of images that are evaluated."""
-    images = lesion_images(40, 3)
-    evaluated = (table(40, "new"), features_of(images))
-    asked: list[np.ndarray] = []
+    corners, random = np.eye(6, dtype=np.float32), np.random.default_rng(9)
+    validation = (table(200, "val"), corners[random.integers(0, 5, 200)])
+    odd = random.random(40) < 0.3  # at the corner where no validation image is
+    evaluated = (table(40, "new"), corners[np.where(odd, 5, random.integers(0, 5, 40))])
+    images, asked = lesion_images(40, 3), []
 
     def images_of(rows: np.ndarray) -> np.ndarray:
         asked.append(rows)
         return images[rows]
 
-    facts = judge(VALIDATION, evaluated, images_of, lambda _: evaluated[1][asked[0]])
-    known, theirs = VALIDATION[1], VALIDATION[0]["lesion_id"].to_numpy(dtype=str)
-    scores = distances(evaluated[1], np.full(40, ""), known, theirs)
-    both = np.concatenate([scores, scores[asked[0]]])  # with ties
+    facts = judge(validation, evaluated, images_of, lambda _: evaluated[1][asked[0]])
+    assert facts["threshold"] == 0
+    assert facts["flagged"]["value"] == pytest.approx(odd.mean())
+    both = np.concatenate([odd, odd[asked[0]]])  # the scores are 0 and 1
     expected = roc_auc_score(np.arange(len(both)) >= 40, both)
     assert [m["value"] for m in facts["auroc"].values()] == pytest.approx([expected] * len(KINDS))
     assert all(kind in facts["caution"] for kind in KINDS)
     assert len(facts["caution"].splitlines()) == 1
-    seeing = judge(VALIDATION, evaluated, images_of, features_of)
-    missed = [kind for kind in KINDS if seeing["auroc"][kind]["value"] < 0.8]
-    assert [kind for kind in KINDS if kind in seeing.get("caution", "")] == missed
-    assert "noise" not in missed
+
+
+def test_the_caution_names_what_is_missed_and_nothing_else() -> None:
+    """A model of the average colour alone: blurred or shuffled, a picture stays the same to it."""
+
+    def colours_of(pictures: np.ndarray) -> np.ndarray:
+        return unit(pictures.mean(axis=(2, 3)) - 128)
+
+    images = lesion_images(40, 3)
+    validation = (VALIDATION[0], colours_of(lesion_images(200, 1)))
+    evaluated = (table(40, "new"), colours_of(images))
+    facts = judge(validation, evaluated, lambda rows: images[rows], colours_of)
+    missed = [kind for kind in KINDS if kind in facts["caution"]]
+    assert missed == [kind for kind in KINDS if facts["auroc"][kind]["value"] < 0.8]
+    assert {"shuffled patches", "out of focus"} <= set(missed)
+    assert not {"noise", "inverted colours"} & set(missed)
 
 
 def broken(n: int) -> np.ndarray:
