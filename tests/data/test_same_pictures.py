@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from mlops_project.data.sources import read_bytes
 
 @pytest.mark.parametrize("options", [{"image_size": 28}, {"image_size": 16}, {"cache": "off"}])
 def test_thumbnails_are_those_of_the_files(
-    make_folder: Callable[..., Path], caches: Path, options: dict[str, object]
+    make_folder: Callable[..., Path], caches: Path, options: dict[str, Any]
 ) -> None:
     """Also where the decoded squares are smaller, and where none are kept."""
     data = HAM10000DataModule(make_folder(), **{"cache": str(caches), "image_size": 28, **options})
@@ -42,7 +43,7 @@ def test_two_sets_are_compared_as_one_set_of_both_is(seed: int, n: int, m: int) 
     def draw(count: int) -> np.ndarray:
         """Some of the known pictures, each turned or mirrored at random."""
         chosen = known[random.integers(0, len(known), count)]
-        turned = [np.rot90(p, random.integers(4), (1, 2)) for p in chosen]
+        turned = [np.rot90(p, int(random.integers(4)), (1, 2)) for p in chosen]
         turned = [p[:, ::-1] if random.integers(2) else p for p in turned]
         return np.array(turned, np.uint8).reshape(-1, 3, SIDE, SIDE)
 

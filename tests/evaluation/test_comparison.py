@@ -113,7 +113,7 @@ def test_mcnemar_counts_who_alone_is_right_by_image_and_by_lesion(
         for lesion, images in table.sort_values("image_id").groupby("lesion_id"):
             means = [images[f"probability_{n}"].astype(float).mean() for n in names]
             truth = images["y_true"].iloc[0]
-            by_lesion[model][lesion] = names[int(np.argmax(means))] == truth
+            by_lesion[model][str(lesion)] = names[int(np.argmax(means))] == truth
     for right, values in ((by_image, found), (by_lesion, found["by_lesion"])):
         alone = [
             sum(right[a][key] and not right[b][key] for key in right[a])
