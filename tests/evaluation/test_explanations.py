@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from mlops_project import settings
-from mlops_project.evaluation.evaluator import TrainedModel
+from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.evaluation.explanations import activation_maps, choose, explain
 from mlops_project.models.baseline_cnn import BaselineCNN
 

@@ -16,8 +16,9 @@ from torch import nn
 
 from mlops_project.data import same_pictures
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.evaluation.evaluator import TrainedModel, open_images
+from mlops_project.evaluation.images import open_images
 from mlops_project.evaluation.leaks import Pictures, audit, training_pictures
+from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.settings import load
 
 Known = dict[str, list[str]]
@@ -114,7 +115,7 @@ def make(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "split": data.split.tolist(),
         }
         facts = {"preprocessing": {"image_size": side}, "split": split}
-        return TrainedModel(tmp_path / "last.ckpt", nn.Identity(), config, facts)
+        return TrainedModel(tmp_path / "last.ckpt", nn.Identity(), config, facts, 1)
 
     return model
 
@@ -147,7 +148,8 @@ def test_a_training_image_saved_anew_under_other_ids_is_found(
     table.loc[np.flatnonzero(~trained)[0], "lesion_id"] = table["lesion_id"][trained].iloc[0]
     table.to_csv(folder / "metadata.csv", index=False)
 
-    data, rows = open_images(model, str(folder), "test")
+    images = open_images([model], str(folder), "test")
+    data, rows = images.data[0], images.rows
     thumbnails = same_pictures.thumbnails(data, rows)
     facts = audit(
         [model.facts["split"]], data.table.iloc[rows], thumbnails, training_pictures([model])
@@ -166,12 +168,14 @@ def test_a_training_image_saved_anew_under_other_ids_is_found(
 def test_the_runs_own_test_split_is_clean_and_its_training_split_is_not(make: Make) -> None:
     model = make()
     seen, training = [model.facts["split"]], training_pictures([model])
-    data, rows = open_images(model, None, "test")
+    images = open_images([model], None, "test")
+    data, rows = images.data[0], images.rows
     table = data.table.iloc[rows]
     facts = audit(seen, table, same_pictures.thumbnails(data, rows), training)
     assert (facts["status"], facts["leaked_images"]) == ("clean", [])
     assert facts["sentence"].startswith(f"Clean: the {len(rows)} evaluated")
-    data, rows = open_images(model, None, "all")
+    images = open_images([model], None, "all")
+    data, rows = images.data[0], images.rows
     facts = audit(seen, data.table.iloc[rows], same_pictures.thumbnails(data, rows), training)
     own = data.split[rows]
     assert facts["leaked_images"] == data.table["image_id"].iloc[rows[own == "train"]].tolist()
@@ -186,7 +190,8 @@ def test_an_ensemble_was_trained_on_what_any_of_it_was_trained_on(make: Make) ->
     training = training_pictures(models)
     assert training is not None
     assert sorted(training.image_id) == sorted(trained)
-    data, rows = open_images(models[0], None, "test")
+    images = open_images([models[0]], None, "test")
+    data, rows = images.data[0], images.rows
     table = data.table.iloc[rows]
     thumbnails = same_pictures.thumbnails(data, rows)
     facts = audit([m.facts["split"] for m in models], table, thumbnails, training)
@@ -202,7 +207,8 @@ def test_without_the_training_images_near_duplicates_are_unknown(
     make: Make, tmp_path: Path
 ) -> None:
     model = make()
-    data, rows = open_images(model, None, "test")
+    images = open_images([model], None, "test")
+    data, rows = images.data[0], images.rows
     table, thumbnails = data.table.iloc[rows], same_pictures.thumbnails(data, rows)
     training = training_pictures([model])
     assert training is not None

@@ -29,7 +29,7 @@ def compare(
 
     Args:
         names: classes of the first, in the order of its probabilities.
-        first, second: tables of `evaluator.predict`, with y_true.
+        first, second: tables of `inference.Predictions`, with y_true.
         checkpoint: of the second.
         seen_by_second: ids of images to leave out, because the second was trained on them.
 

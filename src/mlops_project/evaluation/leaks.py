@@ -11,7 +11,8 @@ import pandas as pd
 
 from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
-from mlops_project.evaluation.evaluator import TrainedModel, open_images
+from mlops_project.evaluation.images import open_images
+from mlops_project.evaluation.trained_model import TrainedModel
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ def training_pictures(models: Iterable[TrainedModel]) -> Pictures | None:
     parts: list[np.ndarray] = []
     for model in models:
         try:
-            data, rows = open_images(model, None, "train")
+            images = open_images([model], None, "train")
         except InputError:
             continue  # `audit` sees which of them are missing
+        data, rows = images.data[0], images.rows
         ids = data.table["image_id"].to_numpy()
         # What another model was trained on too need not be looked at again.
         new = rows[~np.isin(ids[rows], np.concatenate(names))] if names else rows

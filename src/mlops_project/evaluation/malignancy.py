@@ -12,7 +12,7 @@ PREFIX = "probability_"  # of a class's column
 
 
 def classes_of(predictions: pd.DataFrame) -> list[str]:
-    """The classes that a table of `evaluator.predict` has probabilities of, in their order."""
+    """The classes that a table of `inference.Predictions` has probabilities of, in their order."""
     return [c.removeprefix(PREFIX) for c in predictions.columns if c.startswith(PREFIX)]
 
 
@@ -23,7 +23,7 @@ def as_binary(predictions: pd.DataFrame) -> pd.DataFrame:
     two: malignant also where no single malignant diagnosis is the most probable one.
 
     Args:
-        predictions: a table of `evaluator.predict`, of two or seven classes.
+        predictions: a table of `inference.Predictions`, of two or seven classes.
 
     Returns:
         image_id, lesion_id, y_true where it is known, y_pred, probability_benign and
