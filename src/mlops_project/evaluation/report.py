@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from mlops_project.errors import InputError
 from mlops_project.data import same_pictures
+from mlops_project.errors import InputError
 from mlops_project.evaluation import (
     abstention,
     calibration,
@@ -34,7 +34,9 @@ from mlops_project.evaluation.images import (
     reopen,
 )
 from mlops_project.evaluation.inference import Predictions, embed, predict
-from mlops_project.evaluation.pictures import draw_confusion_matrix
+from mlops_project.evaluation.model_card import write_model_card
+from mlops_project.evaluation.page import write_page
+from mlops_project.evaluation.pictures import draw_pictures
 from mlops_project.evaluation.trained_model import TrainedModel, describe, load_models
 from mlops_project.files import atomic_write
 
@@ -98,12 +100,14 @@ def evaluate(
     if other is not None:
         facts["comparison"] = _compared(other, images, predictions, tta)
         facts["gaps"] += facts["comparison"].pop("gaps")
-    _add(facts, "out_of_distribution", _out_of_distribution(models, images, predictions, validation))
+    _add(
+        facts, "out_of_distribution", _out_of_distribution(models, images, predictions, validation)
+    )
     _explain(facts, models, images, labelled, folder)
     written = _write(folder, facts, table)
     pictures = draw_pictures(facts, table, folder)
     written.append(write_page(facts, pictures, folder, table))
-    written.append(write_model_card(facts, folder))
+    written.append(write_model_card(facts, folder, table))
     written += [picture.path for picture in pictures]
     terminal.show(facts, written)
     return facts
