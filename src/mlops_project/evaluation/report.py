@@ -100,9 +100,8 @@ def evaluate(
     if other is not None:
         facts["comparison"] = _compared(other, images, predictions, tta)
         facts["gaps"] += facts["comparison"].pop("gaps")
-    _add(
-        facts, "out_of_distribution", _out_of_distribution(models, images, predictions, validation)
-    )
+    unlike = _out_of_distribution(models, images, predictions, validation)
+    _add(facts, "out_of_distribution", unlike)
     _explain(facts, models, images, labelled, folder)
     written = _write(folder, facts, table)
     pictures = draw_pictures(facts, table, folder)
