@@ -114,7 +114,8 @@ def make(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "lesion_id": data.table["lesion_id"].tolist(),
             "split": data.split.tolist(),
         }
-        facts = {"preprocessing": {"image_size": side}, "split": split}
+        names = list(data.class_names)
+        facts = {"preprocessing": {"image_size": side}, "split": split, "class_names": names}
         return TrainedModel(tmp_path / "last.ckpt", nn.Identity(), config, facts, 1)
 
     return model
