@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlops_project.data.archives import read_bytes
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.decode import decode
 from mlops_project.data.same_pictures import SIDE, similar_pairs, thumbnails
-from mlops_project.data.sources import read_bytes
 
 
 @pytest.mark.parametrize("options", [{"image_size": 28}, {"image_size": 16}, {"cache": "off"}])

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mlops_project.data.augmentation import BatchAugmentation
-from mlops_project.data.diagnoses import MALIGNANT
 from mlops_project.evaluation.images import Images
+from mlops_project.evaluation.malignancy import benign_and_malignant
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.models.build import head
 
@@ -64,7 +64,7 @@ def predict(models: Sequence[TrainedModel], images: Images, *, tta: bool = False
             features.append(seen)
     mean = (total / images.asked.sum(axis=0)[:, None]).astype(np.float32)
     if images.class_names != names:
-        mean, names = _benign_and_malignant(mean, names), images.class_names
+        mean, names = benign_and_malignant(mean, names), images.class_names
     table = images.table[["image_id", "lesion_id"]].copy()
     # The last, for the label -1, is that of an image without one.
     table["y_true"] = np.array([*names, ""], dtype=object)[images.labels]
@@ -129,11 +129,6 @@ def _input_of(layer: nn.Module | Sequence[nn.Module]) -> Iterator[list[torch.Ten
 
 def _side_by_side(features: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(features, axis=1) / np.float32(np.sqrt(len(features)))
-
-
-def _benign_and_malignant(probabilities: np.ndarray, names: list[str]) -> np.ndarray:
-    malignant = probabilities[:, [name in MALIGNANT for name in names]].sum(axis=1)
-    return np.stack([1 - malignant, malignant], axis=1)
 
 
 def _with_bar(loader: Any, title: str) -> Any:
