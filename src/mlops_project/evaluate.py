@@ -49,6 +49,14 @@ def evaluate(
         float,
         typer.Option(help="Of thresholds, on the validation split.", min=0.01, max=1.0),
     ] = 0.9,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Another trained model: the differences on the same images."),
+    ] = None,
+    exclude_leaked: Annotated[
+        bool,
+        typer.Option("--exclude-leaked", help="Leave out what shows any of the training images."),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder to write to (default: reports/evaluation/<model>-version_N)."),
@@ -64,7 +72,16 @@ def evaluate(
 
     start_console()
     checkpoints = [*checkpoint, *(more or [])]
-    run(checkpoints, data_dir, split.value, output, target_sensitivity, tta=tta)
+    run(
+        checkpoints,
+        data_dir,
+        split.value,
+        output,
+        target_sensitivity,
+        tta=tta,
+        exclude_leaked=exclude_leaked,
+        compare_with=compare,
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,19 @@
-"""Models that were trained on synthetic images, in one working folder."""
+"""Models trained on synthetic images, in one working folder; and an evaluation with everything."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from mlops_project import settings
 from mlops_project.training.run import Result, train
+from tests.evaluation.examples import make_facts
+
+Example = tuple[dict[str, Any], pd.DataFrame]
 
 
 def _train(folder: Path, *overrides: str) -> Result:
@@ -51,3 +57,21 @@ def checkpoint(trained: Result, working_folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(working_folder)
     assert trained.checkpoint is not None
     return trained.checkpoint
+
+
+@pytest.fixture(scope="session")
+def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the pictures of explanations."""
+    return tmp_path_factory.mktemp("example")
+
+
+@pytest.fixture(scope="session")
+def seven_classes(example_folder: Path) -> Example:
+    return make_facts(example_folder, images=400, classes=7)
+
+
+@pytest.fixture
+def example(seven_classes: Example) -> Example:
+    """Facts and predictions of a model of seven classes, to change at will."""
+    facts, predictions = seven_classes
+    return copy.deepcopy(facts), predictions.copy()

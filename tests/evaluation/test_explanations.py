@@ -17,8 +17,8 @@ from PIL import Image
 from torch import nn
 
 from mlops_project import settings
-from mlops_project.evaluation.evaluator import TrainedModel
 from mlops_project.evaluation.explanations import activation_maps, choose, explain
+from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.models.baseline_cnn import BaselineCNN
 
 NAMES = ["benign", "malignant"]
@@ -51,7 +51,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 
 def trained_model(network: nn.Module, name: str = "model=baseline_cnn") -> TrainedModel:
     facts = {"preprocessing": {"mean": [0.5] * 3, "std": [0.25] * 3}, "class_names": NAMES}
-    return TrainedModel(Path("last.ckpt"), network, settings.load([name]), facts)
+    return TrainedModel(Path("last.ckpt"), network, settings.load([name]), facts, 1)
 
 
 @pytest.fixture(scope="module")

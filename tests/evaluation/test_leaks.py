@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ from PIL import Image
 from torch import nn
 
 from mlops_project.data import same_pictures
-from mlops_project.evaluation.images import OUT_OF_FOLD, open_images
-from mlops_project.evaluation.leaks import Pictures, audit, find_leaks, training_pictures
+from mlops_project.evaluation.images import OUT_OF_FOLD, Images, open_images
+from mlops_project.evaluation.leaks import Pictures, audit, training_pictures
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.settings import load
 from mlops_project.training.run import open_data
@@ -55,7 +56,7 @@ def test_what_is_left_shows_no_lesion_that_a_model_was_trained_on(
     rows = st.lists(st.booleans(), min_size=n, max_size=n)
     asked = np.array(data.draw(st.lists(rows, min_size=len(seen), max_size=len(seen))))
     for shown in (np.ones_like(asked), asked):
-        facts = audit(seen, evaluated, shown)
+        facts = audit(seen, evaluated, asked=shown)
         reasons = set()  # lesions of images that a model was trained on and is asked about
         for image, lesion, column in zip(*evaluated.to_numpy().T, shown.T, strict=True):
             for split, is_asked in zip(seen, column, strict=True):
@@ -96,7 +97,7 @@ def test_of_several_like_it_the_most_similar_training_image_is_named() -> None:
     small = np.array(versions).clip(0, 255).astype(np.uint8)
     training = Pictures(np.array(["rough", "fine"], dtype=object), small[:2])
     seen = split_of({"rough": ("A", "train"), "fine": ("B", "train")})
-    facts = audit([seen], table_of(("x", "X")), None, small[2:], training)
+    facts = audit([seen], table_of(("x", "X")), small[2:], training)
     (pair,) = facts["near_duplicates"]
     assert (pair["image_id"], pair["training_image_id"]) == ("x", "fine")
     assert len(same_pictures.similar_pairs(small[:2], small[2:])[0]) == 2
@@ -109,7 +110,7 @@ def test_a_near_duplicate_counts_only_for_a_model_that_was_trained_on_it() -> No
     training = Pictures(np.array(["a", "b"], dtype=object), small)
     table = table_of(("a anew", "X"), ("b anew", "Y"))
     for asked, leaked in (([[1, 0], [0, 1]], ["a anew", "b anew"]), ([[0, 1], [1, 0]], [])):
-        facts = audit(seen, table, np.array(asked, dtype=bool), small, training)
+        facts = audit(seen, table, small, training, asked=np.array(asked, dtype=bool))
         assert facts["leaked_images"] == leaked
 
 
@@ -135,6 +136,20 @@ def make(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return TrainedModel(tmp_path / "last.ckpt", nn.Identity(), config, facts, 1)
 
     return model
+
+
+def audited(
+    models: list[TrainedModel], images: Images, *, excluded: bool = False
+) -> dict[str, Any]:
+    """With all that is at hand."""
+    return audit(
+        [model.facts["split"] for model in models],
+        images.table,
+        same_pictures.thumbnails(images.data[0], images.rows),
+        training_pictures(models),
+        asked=images.asked,
+        excluded=excluded,
+    )
 
 
 def saved_anew(image: Image.Image, way: int, path: Path) -> None:
@@ -165,7 +180,7 @@ def test_a_training_image_saved_anew_under_other_ids_is_found(
     table.loc[np.flatnonzero(~trained)[0], "lesion_id"] = table["lesion_id"][trained].iloc[0]
     table.to_csv(folder / "metadata.csv", index=False)
 
-    facts = find_leaks([model], open_images([model], str(folder), "test"))
+    facts = audited([model], open_images([model], str(folder), "test"))
     assert facts["status"] == "overlap"
     found = {pair["image_id"]: pair["training_image_id"] for pair in facts["near_duplicates"]}
     expected = dict(zip(table["image_id"][trained], copies["image_id"][trained], strict=True))
@@ -180,17 +195,17 @@ def test_a_training_image_saved_anew_under_other_ids_is_found(
 def test_the_runs_own_test_split_is_clean_and_its_training_split_is_not(make: Make) -> None:
     model = make()
     images = open_images([model], None, "test")
-    facts = find_leaks([model], images)
+    facts = audited([model], images)
     assert (facts["status"], facts["leaked_images"]) == ("clean", [])
     assert facts["sentence"].startswith(f"Clean: the {len(images.rows)} evaluated")
     everything = open_images([model], None, "all")
-    facts = find_leaks([model], everything, excluded=True)
+    facts = audited([model], everything, excluded=True)
     known = pd.DataFrame(model.facts["split"])
     assert facts["leaked_images"] == known.loc[known["split"] == "train", "image_id"].tolist()
     assert facts["near_duplicates"] == []  # images of a shared lesion count as that alone
     assert facts["n_shared_with_validation"] == (known["split"] == "val").sum()
     left = everything.without(set(facts["leaked_images"]))
-    assert find_leaks([model], left)["status"] == "clean"
+    assert audited([model], left)["status"] == "clean"
 
 
 def test_an_ensemble_was_trained_on_what_any_of_it_was_trained_on(make: Make) -> None:
@@ -202,7 +217,7 @@ def test_an_ensemble_was_trained_on_what_any_of_it_was_trained_on(make: Make) ->
     assert sorted(training.image_id) == sorted(trained)
     for split, status in (("test", "clean"), ("all", "overlap")):
         images = open_images(models, None, split)
-        facts = find_leaks(models, images)
+        facts = audited(models, images)
         assert facts["n_training_images"] == len(trained)
         assert facts["status"] == status
         assert set(facts["leaked_images"]) == set(images.table["image_id"]) & trained
@@ -211,7 +226,7 @@ def test_an_ensemble_was_trained_on_what_any_of_it_was_trained_on(make: Make) ->
 def test_out_of_fold_only_the_models_that_are_asked_count(make: Make) -> None:
     models = [make("data.folds=3", f"data.fold={fold}") for fold in range(3)]
     images = open_images(models, None, OUT_OF_FOLD)
-    facts = find_leaks(models, images)
+    facts = audited(models, images)
     assert (facts["status"], facts["leaked_images"]) == ("clean", [])
     assert facts["n_training_images"] == facts["n_shared_with_validation"] == len(images.rows)
     assert "by which the checkpoint was chosen" in facts["sentence"]
@@ -226,10 +241,10 @@ def test_without_the_training_images_near_duplicates_are_unknown(
     training = training_pictures([model])
     assert training is not None
     fewer = replace(training, image_id=training.image_id[3:], thumbnails=training.thumbnails[3:])
-    facts = audit([model.facts["split"]], images.table, None, thumbnails, fewer)
+    facts = audit([model.facts["split"]], images.table, thumbnails, fewer)
     assert facts["status"] == "unknown"
     assert "among 3 training images that are not at hand" in facts["sentence"]
     model.config.data.data_dir = str(tmp_path / "moved away")
-    facts = find_leaks([model], images)
+    facts = audited([model], images)
     assert (facts["status"], facts["leaked_images"]) == ("unknown", [])
     assert f"among {facts['n_training_images']} training images" in facts["sentence"]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mlops_project.data.augmentation import BatchAugmentation
-from mlops_project.evaluation.evaluator import TrainedModel
+from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.files import atomic_write
 from mlops_project.printable import printable
 

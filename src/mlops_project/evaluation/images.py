@@ -120,6 +120,21 @@ def open_images(
     return Images(Path(folder), data, np.flatnonzero(wanted), asked[:, wanted], class_names)
 
 
+def reopen(images: Images, models: Sequence[TrainedModel]) -> Images:
+    """The same images, decoded for other models, each of which is asked about all of them."""
+    source = images.data[0].source
+    assert source is not None
+    coarse = images.class_names == list(BINARY)
+    class_names = images.class_names if coarse else models[0].class_names
+    data = []
+    for model in models:
+        module = _data(model, source, len(class_names))
+        module.decode(images.rows)
+        data.append(module)
+    asked = np.ones((len(models), len(images.rows)), dtype=bool)
+    return Images(images.folder, data, images.rows, asked, class_names)
+
+
 def _own_folder(models: Sequence[TrainedModel]) -> str:
     folders = {model.config.data.data_dir for model in models}
     absent = [folder for folder in sorted(folders) if not Path(folder).is_dir()]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mlops_project.data.augmentation import BatchAugmentation
 from mlops_project.evaluation.images import Images
-from mlops_project.evaluation.malignancy import benign_and_malignant
+from mlops_project.evaluation.malignancy import as_binary
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.models.build import head
 
@@ -63,14 +63,14 @@ def predict(models: Sequence[TrainedModel], images: Images, *, tta: bool = False
             total[asked] += probabilities
             features.append(seen)
     mean = (total / images.asked.sum(axis=0)[:, None]).astype(np.float32)
-    if images.class_names != names:
-        mean, names = benign_and_malignant(mean, names), images.class_names
     table = images.table[["image_id", "lesion_id"]].copy()
-    # The last, for the label -1, is that of an image without one.
-    table["y_true"] = np.array([*names, ""], dtype=object)[images.labels]
     table["y_pred"] = np.array(names, dtype=object)[mean.argmax(axis=1)]
-    for k, name in enumerate(names):
-        table[f"probability_{name}"] = mean[:, k]
+    table[[f"probability_{name}" for name in names]] = mean
+    if images.class_names != names:
+        table = as_binary(table)
+    # The last, for the label -1, is that of an image without one.
+    truth = np.array([*images.class_names, ""], dtype=object)[images.labels]
+    table.insert(2, "y_true", truth)
     return Predictions(table, _side_by_side(features) if images.asked.all() else None)
 
 

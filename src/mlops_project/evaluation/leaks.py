@@ -12,7 +12,7 @@ import pandas as pd
 
 from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
-from mlops_project.evaluation.images import Images, open_images
+from mlops_project.evaluation.images import open_images
 from mlops_project.evaluation.trained_model import TrainedModel
 
 NEAR = ("image_id", "training_image_id", "similarity")
@@ -29,20 +29,6 @@ class Pictures:
 
     image_id: np.ndarray
     thumbnails: np.ndarray
-
-
-def find_leaks(
-    models: Sequence[TrainedModel], images: Images, *, excluded: bool = False
-) -> dict[str, Any]:
-    """The audit of images that are opened for these models; see `audit`."""
-    return audit(
-        [model.facts["split"] for model in models],
-        images.table,
-        images.asked,
-        same_pictures.thumbnails(images.data[0], images.rows),
-        training_pictures(models),
-        excluded=excluded,
-    )
 
 
 def training_pictures(models: Sequence[TrainedModel]) -> Pictures | None:
@@ -68,10 +54,10 @@ def training_pictures(models: Sequence[TrainedModel]) -> Pictures | None:
 def audit(
     seen: Sequence[dict[str, list[str]]],
     evaluated: pd.DataFrame,
-    asked: np.ndarray | None = None,
     thumbnails: np.ndarray | None = None,
     training: Pictures | None = None,
     *,
+    asked: np.ndarray | None = None,
     excluded: bool = False,
 ) -> dict[str, Any]:
     """Which evaluated images show what a model that is asked about them was trained on.
@@ -82,9 +68,9 @@ def audit(
     Args:
         seen: `split` of each of M checkpoints: image_id, lesion_id and split, lists of one length.
         evaluated: image_id and lesion_id, one row an image.
-        asked: which model is asked about which image, bool [M, N]; None: each about all.
         thumbnails: of the evaluated images, uint8 [N, 3, S, S]; None: not at hand.
         training: what the training images look like; None: not at hand.
+        asked: which model is asked about which image, bool [M, N]; None: each about all.
         excluded: whether what leaks is left out of the evaluation; for the words only.
 
     Returns:

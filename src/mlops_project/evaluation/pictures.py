@@ -1,14 +1,69 @@
-"""Pictures of an evaluation."""
+"""Pictures of an evaluation: which there are, and their files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from mlops_project.files import atomic_write
+from mlops_project.evaluation import charts, curves
+from mlops_project.evaluation.drawing import Drawing, save, style
+
+# By the name of the file, in the order of the page
+PICTURES: dict[str, Callable[[dict[str, Any], pd.DataFrame], Drawing | None]] = {
+    "confusion_matrix": charts.confusion_matrix,
+    "roc": curves.roc,
+    "precision_recall": curves.precision_recall,
+    "decision_curve_malignant": partial(curves.decision_curve, question="malignant"),
+    "decision_curve_melanoma": partial(curves.decision_curve, question="melanoma"),
+    "reliability": curves.reliability,
+    "prediction_sets": charts.prediction_sets,
+    "subgroups": charts.subgroups,
+    "abstention": curves.abstention,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that has been written.
+
+    Attributes:
+        path: of the PNG.
+        title: a few words.
+        alternative_text: what it shows, with its main numbers, for those who cannot see it.
+    """
+
+    path: Path
+    title: str
+    alternative_text: str
+
+
+def draw_pictures(facts: dict[str, Any], predictions: pd.DataFrame, folder: Path) -> list[Picture]:
+    """Draws every picture that there is enough for, as a PNG.
+
+    Args:
+        facts: what metrics.json holds; anything may be missing, or not a number.
+        predictions: what predictions.csv holds.
+        folder: to write to; one of these pictures that an earlier evaluation has left there and
+            that this one has not enough for is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    with style():
+        for name, draw in PICTURES.items():
+            path = folder / f"{name}.png"
+            drawn = draw(facts, predictions)
+            if drawn is None:
+                path.unlink(missing_ok=True)
+                continue
+            save(drawn.figure, path)
+            title = drawn.title + (" – SYNTHETIC DATA" if facts.get("synthetic") else "")
+            pictures.append(Picture(path, title, drawn.alternative_text))
+    return pictures
 
 
 def draw_confusion_matrix(
@@ -19,31 +74,10 @@ def draw_confusion_matrix(
     Args:
         predictions: columns y_true and y_pred (names).
         class_names: order of rows and columns.
+        path: to write to.
+        title: above it.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from sklearn.metrics import confusion_matrix
-
-    counts = confusion_matrix(
-        predictions["y_true"], predictions["y_pred"], labels=list(class_names)
-    )
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    side = 3.2 + 0.75 * len(class_names)
-    figure, axes = plt.subplots(figsize=(side + 0.8, side), layout="constrained")
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), count in np.ndenumerate(counts):
-        colour = "white" if shares[i, j] > 0.55 else "black"
-        text = f"{count}\n{shares[i, j]:.0%}"
-        axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
-    ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=45 if len(class_names) > 2 else 0)
-    axes.set_yticks(ticks, class_names)
-    axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.046)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    index = {name: k for k, name in enumerate(class_names)}
+    truth, chosen = (predictions[c].map(index).to_numpy() for c in ("y_true", "y_pred"))
+    with style():
+        save(charts.matrix(truth, chosen, class_names, title), path)

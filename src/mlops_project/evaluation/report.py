@@ -10,13 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
-from mlops_project.evaluation import calibration, evaluator, subgroups, terminal
+from mlops_project.evaluation import (
+    abstention,
+    calibration,
+    comparison,
+    evaluator,
+    explanations,
+    leaks,
+    out_of_distribution,
+    subgroups,
+    terminal,
+)
 from mlops_project.evaluation.decisions import decide, malignant_classes
-from mlops_project.evaluation.images import OUT_OF_FOLD, Images, open_images
-from mlops_project.evaluation.inference import Predictions, predict
-from mlops_project.evaluation.pictures import draw_confusion_matrix
+from mlops_project.evaluation.images import (
+    OUT_OF_FOLD,
+    Images,
+    known_split,
+    open_images,
+    reopen,
+)
+from mlops_project.evaluation.inference import Predictions, embed, predict
+from mlops_project.evaluation.model_card import write_model_card
+from mlops_project.evaluation.page import write_page
+from mlops_project.evaluation.pictures import draw_pictures
 from mlops_project.evaluation.trained_model import TrainedModel, describe, load_models
 from mlops_project.files import atomic_write
 
@@ -31,6 +51,8 @@ def evaluate(
     target_sensitivity: float = 0.9,
     *,
     tta: bool = False,
+    exclude_leaked: bool = False,
+    compare_with: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint, or several as one; writes what docs/evaluation.md lists.
 
@@ -41,6 +63,8 @@ def evaluate(
         output: folder to write to; None: reports/evaluation/<model>-version_N.
         target_sensitivity: that thresholds reach on the validation split.
         tta: average over turned and mirrored images.
+        exclude_leaked: leave out what shows anything of the training split.
+        compare_with: checkpoint of another model.
 
     Returns:
         What metrics.json holds.
@@ -49,13 +73,16 @@ def evaluate(
         InputError: a checkpoint, the folder or the split cannot be used.
     """
     models = load_models([checkpoints] if isinstance(checkpoints, Path) else checkpoints)
+    other = load_models([compare_with]) if compare_with else None
     images = open_images(models, data_dir, split)
     folder = output or default_output(models)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = _facts(models, images, split, tta)
+    leaked, images = _audited(models, images, split, exclude_leaked)
+    facts = _facts(models, images, split, tta) | leaked
     predictions = predict(models, images, tta=tta)
-    table = predictions.table
-    labelled = predictions.labelled()
+    validation, gap = _validation(models, images, split, tta)
+    facts["gaps"] += [gap] if gap else []
+    table, labelled = predictions.table, predictions.labelled()
     if len(labelled) < len(table):
         gap = f"{len(table) - len(labelled)} images have no diagnosis (column dx): not measured"
         if labelled.empty:
@@ -66,31 +93,130 @@ def evaluate(
         facts["gaps"] += evaluator.unmeasured(facts)
         known = images.table[(table["y_true"] != "").to_numpy()].reset_index(drop=True)
         facts["subgroups"] = _subgroups(images.class_names, known, labelled)
-    validation, gap = _validation(models, images, split, tta)
-    if validation is None:
-        facts["gaps"].append(gap)
-    else:
-        decided, calibrated = decide(
-            images.class_names, validation.labelled(), table, target_sensitivity
-        )
-        facts |= decided
-        for k, name in enumerate(images.class_names):
-            table[f"calibrated_{name}"] = calibrated[:, k]
-        # The temperature of the model's own logits, for whoever uses it without this program
-        if "calibration" in facts and len(models) == 1 and not tta:
-            known = facts["calibration"]
-            calibration.store_temperature(
-                models[0].path, known["temperature"], models[0].epoch, known["validation_images"]
-            )
-    written = _write(folder, facts, table)
+    if validation is not None:
+        _calibrate(facts, models, images, validation, table, target_sensitivity)
     if not labelled.empty:
-        title = f"{facts['model']}, {len(labelled)} images ({split})"
-        title += "\nSYNTHETIC DATA" if facts["synthetic"] else ""
-        path = folder / "confusion_matrix.png"
-        draw_confusion_matrix(labelled, images.class_names, path, title)
-        written.append(path)
+        facts["abstention"] = _abstention(images.class_names, predictions.labelled())
+    if other is not None:
+        facts["comparison"] = _compared(other, images, predictions, tta)
+        facts["gaps"] += facts["comparison"].pop("gaps")
+    unlike = _out_of_distribution(models, images, predictions, validation)
+    _add(facts, "out_of_distribution", unlike)
+    _explain(facts, models, images, labelled, folder)
+    written = _write(folder, facts, table)
+    pictures = draw_pictures(facts, table, folder)
+    written.append(write_page(facts, pictures, folder, table))
+    written.append(write_model_card(facts, folder, table))
+    written += [picture.path for picture in pictures]
     terminal.show(facts, written)
     return facts
+
+
+def _audited(
+    models: Sequence[TrainedModel], images: Images, split: str, exclude: bool
+) -> tuple[dict[str, Any], Images]:
+    """The entry leaks, and the images that are to be evaluated."""
+    if split == OUT_OF_FOLD:  # of each image only models that have not seen its lesion are asked
+        return {}, images
+    thumbnails = same_pictures.thumbnails(images.data[0], images.rows)
+    splits = [model.facts["split"] for model in models]
+    training = leaks.training_pictures(models)
+    facts = leaks.audit(splits, images.table, thumbnails, training, excluded=exclude)
+    if facts["status"] != "clean":
+        log.warning(facts["sentence"])
+    return {"leaks": facts}, images.without(set(facts["leaked_images"])) if exclude else images
+
+
+def _calibrate(
+    facts: dict[str, Any],
+    models: Sequence[TrainedModel],
+    images: Images,
+    validation: Predictions,
+    table: pd.DataFrame,
+    target_sensitivity: float,
+) -> None:
+    """Adds the decisions to the facts, and the calibrated probabilities to the table."""
+    names = images.class_names
+    decided, calibrated = decide(names, validation.labelled(), table, target_sensitivity)
+    facts |= decided
+    table[[f"calibrated_{name}" for name in names]] = calibrated
+    # The temperature of the model's own logits, for whoever uses it without this program
+    if decided and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
+        known = decided["calibration"]
+        calibration.store_temperature(
+            models[0].path, known["temperature"], models[0].epoch, known["validation_images"]
+        )
+
+
+def _abstention(names: list[str], labelled: pd.DataFrame) -> dict[str, Any]:
+    kind = "calibrated" if f"calibrated_{names[0]}" in labelled else "probability"
+    return abstention.judge(
+        pd.Index(names).get_indexer(pd.Index(labelled["y_true"])),
+        labelled[[f"{kind}_{name}" for name in names]].to_numpy(dtype=float),
+        labelled["lesion_id"].to_numpy(),
+    )
+
+
+def _compared(
+    other: Sequence[TrainedModel], images: Images, predictions: Predictions, tta: bool
+) -> dict[str, Any]:
+    second = predict(other, reopen(images, other), tta=tta)
+    parts = known_split(images.table, other[0].facts["split"])
+    return comparison.compare(
+        images.class_names,
+        predictions.labelled(),
+        second.labelled(),
+        str(other[0].path),
+        seen_by_second=set(images.table["image_id"][parts == "train"]),
+    )
+
+
+def _out_of_distribution(
+    models: Sequence[TrainedModel],
+    images: Images,
+    predictions: Predictions,
+    validation: Predictions | None,
+) -> dict[str, Any]:
+    if predictions.features is None or (validation is not None and validation.features is None):
+        return {"gap": "no out-of-distribution scores: not all models are asked about all images"}
+    known = None
+    if validation is not None and validation.features is not None:
+        known = (validation.table, validation.features)
+    return out_of_distribution.judge(
+        known,
+        (predictions.table, predictions.features),
+        images.pixels,
+        lambda made: embed(models, made),
+    )
+
+
+def _explain(
+    facts: dict[str, Any],
+    models: Sequence[TrainedModel],
+    images: Images,
+    labelled: pd.DataFrame,
+    folder: Path,
+) -> None:
+    """Adds pictures of what the first model looks at."""
+    names = models[0].class_names
+    if images.class_names != names or not images.asked[0].all():
+        gap = "no pictures of what the network looks at: "
+        facts["gaps"].append(gap + "the classes, or the images, are not all of the first model")
+        return
+    chosen = explanations.choose(labelled, names)
+    positions = pd.Index(images.table["image_id"]).get_indexer(pd.Index(chosen["image_id"]))
+    pixels = torch.from_numpy(images.pixels(positions))
+    found, missing = explanations.explain(models[0], chosen, pixels, folder, len(models))
+    facts["explanations"] = found
+    facts["gaps"] += [missing] if missing else []
+
+
+def _add(facts: dict[str, Any], name: str, found: dict[str, Any]) -> None:
+    """Adds an entry, or why there is none."""
+    if "gap" in found:
+        facts["gaps"].append(found["gap"])
+    else:
+        facts[name] = found
 
 
 def default_output(models: Sequence[TrainedModel]) -> Path:

@@ -8,6 +8,15 @@ from typing import Any
 
 import numpy as np
 
+SHORT = {
+    "n_images": "n",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "f1_score": "F1",
+    "auroc": "AUROC",
+    "average_precision": "AP",
+}
+
 
 def show(facts: dict[str, Any], written: list[Path]) -> None:
     """Prints the metrics, and where the files are.
@@ -52,10 +61,11 @@ def _show_metrics(console: Any, facts: dict[str, Any], title: str) -> None:
         table.add_row(name.replace("_", " "), *(text for pair in cells for text in pair))
     console.print(table)
     columns = list(next(iter(facts["per_class"].values())))
-    table = Table(title="each class against the rest", box=SIMPLE)
+    # As wide as the narrowest terminals
+    table = Table(title="each class against the rest", box=SIMPLE, pad_edge=False)
     table.add_column("class")
     for column in columns:
-        table.add_column(column.removeprefix("n_").replace("_", " "), justify="right")
+        table.add_column(SHORT.get(column, column), justify="right")
     for name, values in facts["per_class"].items():
         table.add_row(name, *(_shown(values[c]) for c in columns))
     console.print(table)

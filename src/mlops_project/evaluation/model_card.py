@@ -1,0 +1,73 @@
+"""The model card: what a model is, what it is worth, and what it is not for.
+
+Mitchell et al., Model Cards for Model Reporting, FAT* 2019; its head and its headings are those of
+Hugging Face's cards.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mlops_project.data.diagnoses import DIAGNOSES
+from mlops_project.evaluation import rendering, wording
+from mlops_project.evaluation.reading import class_names, get, metric, present
+from mlops_project.evaluation.summary import largest_gap, summary
+
+TYPES = {  # of metrics, as Hugging Face's hub knows them
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced_accuracy",
+    "macro_f1": "f1",
+    "auroc": "roc_auc",
+    "brier": "brier_score",
+}
+
+
+def write_model_card(
+    facts: dict[str, Any], folder: Path, predictions: pd.DataFrame | None = None
+) -> Path:
+    """Writes MODEL_CARD.md.
+
+    Args:
+        facts: what metrics.json holds; anything may be missing, or not a number.
+        folder: to write to.
+        predictions: what predictions.csv holds; without them the card does not say whether the
+            model is too sure.
+
+    Returns:
+        The card.
+    """
+    predictions = pd.DataFrame() if predictions is None else predictions
+    results = [
+        (kind, wording.label(name), metric(get(facts, "metrics", name))[0])
+        for name, kind in TYPES.items()
+    ]
+    values = {
+        "facts": present(facts),
+        "names": class_names(facts, predictions),
+        "diagnoses": DIAGNOSES,
+        "data": "synthetic images" if facts.get("synthetic") else "HAM10000",
+        "weights": _weights(facts),
+        "results": [r for r in results if not math.isnan(r[2])],
+        "ood": present(facts.get("out_of_distribution") or {}),
+        "warnings": wording.warnings(facts),
+        "not_for": wording.NOT_FOR,
+        "summary": summary(facts, predictions),
+        "largest_gap": largest_gap(facts),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    return rendering.write(folder / "MODEL_CARD.md", "MODEL_CARD.md.jinja", values)
+
+
+def _weights(facts: dict[str, Any]) -> str:
+    """Which weights the training started from: in words, or by the settings."""
+    if facts.get("weights"):
+        return str(facts["weights"])
+    for key in ("init_from", "pretrained_path", "pretrained"):
+        value = get(facts, "settings", "model", key)
+        if value is not None:
+            return f"model.{key}={value}"
+    return "unknown"

@@ -1,0 +1,126 @@
+"""The page of an evaluation: one file that opens anywhere, with nothing to load."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+from PIL import Image, UnidentifiedImageError
+
+from mlops_project.data.diagnoses import DIAGNOSES
+from mlops_project.evaluation import rendering, wording
+from mlops_project.evaluation.pictures import Picture
+from mlops_project.evaluation.reading import class_names, flat, mappings, present
+from mlops_project.evaluation.summary import largest_gap, summary
+
+LISTED = 20  # entries of a list that are shown
+HOW_TO_READ = {  # by the name of the picture's file
+    "confusion_matrix": "A row shows what the images of one class are taken for; the right answers "
+    "lie on the diagonal.",
+    "roc": "The further a curve bends to the upper left the better; the diagonal is guessing.",
+    "precision_recall": "How many alarms are right (upwards) when so many cases are found "
+    "(to the right).",
+    "decision_curve_malignant": "For somebody who would treat from a given probability on: where "
+    "the model's line is the highest, it does more good than treating all or nobody.",
+    "decision_curve_melanoma": "As for malignant, for melanoma alone.",
+    "reliability": "On the diagonal, 80 % of the images that the model is 80 % sure of are right; "
+    "below it, the model is too sure.",
+    "prediction_sets": "The fewer classes the better, as long as the true one is among them.",
+    "subgroups": "Where intervals overlap widely, chance may be the difference between the groups.",
+    "abstention": "Further left, more images are left to a person; fewer of the others should be "
+    "wrong.",
+}
+
+
+def write_page(
+    facts: dict[str, Any], pictures: Sequence[Picture], folder: Path, predictions: pd.DataFrame
+) -> Path:
+    """Writes report.html.
+
+    Args:
+        facts: what metrics.json holds; anything may be missing, or not a number.
+        pictures: to show; one that cannot be read is left out.
+        folder: to write to; the pictures of explanations are named relative to it.
+        predictions: what predictions.csv holds.
+
+    Returns:
+        The page.
+    """
+    names = class_names(facts, predictions)
+    script, styles = (
+        (rendering.TEMPLATES / f"report.{kind}").read_text() for kind in ("js", "css")
+    )
+    values = {
+        "facts": present(facts),
+        "names": names,
+        "diagnoses": DIAGNOSES,
+        "counts": _predicted(predictions, names),
+        "warnings": wording.warnings(facts),
+        "summary": summary(facts, predictions),
+        "not_for": wording.NOT_FOR,
+        "largest_gap": largest_gap(facts),
+        "pictures": _pictures(pictures),
+        "explanations": _explanations(facts, folder),
+        "settings": list(flat(facts.get("settings"))),
+        "LISTED": LISTED,
+        # A page that may load nothing and run nothing but its own script, whatever a name holds
+        "policy": "default-src 'none'; img-src data:; "
+        f"style-src '{_hash(styles)}'; script-src '{_hash(script)}'",
+        "script": Markup(script),
+        "styles": Markup(styles),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    return rendering.write(folder / "report.html", "report.html.jinja", values)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _predicted(predictions: pd.DataFrame, names: Sequence[str]) -> dict[str, int]:
+    """How many images each class is the most probable one of."""
+    if "y_pred" not in predictions:
+        return {}
+    counts = predictions["y_pred"].value_counts()
+    return {name: int(counts.get(name, 0)) for name in names}
+
+
+def _pictures(pictures: Sequence[Picture]) -> dict[str, dict[str, Any]]:
+    """What the page needs of each readable picture, by the name of its file."""
+    found = {}
+    for picture in pictures:
+        image = _image(picture.path)
+        if image:
+            found[picture.path.stem] = image | {
+                "title": picture.title,
+                "alternative_text": picture.alternative_text,
+                "how_to_read": HOW_TO_READ.get(picture.path.stem, ""),
+            }
+    return found
+
+
+def _explanations(facts: dict[str, Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The explanations whose pictures can be read, by kind."""
+    found: dict[str, list[dict[str, Any]]] = {"mistake": [], "success": []}
+    for entry in mappings(facts.get("explanations")):
+        image = _image(folder / str(entry.get("picture") or ""))
+        if image and entry.get("kind") in found:
+            found[entry["kind"]].append(entry | image)
+    return {kind: entries for kind, entries in found.items() if entries}
+
+
+def _image(path: Path) -> dict[str, Any]:
+    """A PNG as a data URL with its size, pixels; empty where it cannot be read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            width, height = image.size
+        data = base64.b64encode(path.read_bytes()).decode()
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+        return {}
+    source = Markup("data:image/png;base64,") + data
+    return {"source": Markup(source), "width": width, "height": height}

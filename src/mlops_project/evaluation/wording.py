@@ -1,0 +1,103 @@
+"""What the numbers of an evaluation are called, what they mean, and what to beware of."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mlops_project.evaluation.reading import get, texts
+
+LABELS = {
+    "f1_score": "F1 score",
+    "macro_f1": "macro F1",
+    "roc": "ROC",
+    "auroc": "AUROC",
+    "brier": "Brier score",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "ece": "ECE",
+    "class_wise_ece": "class-wise ECE",
+}
+MEANINGS = {
+    "accuracy": "share of images whose most probable class is the true one",
+    "balanced_accuracy": "mean sensitivity of the classes; the measure of the ISIC 2018 challenge",
+    "f1_score": "of malignant for two classes, else the mean over the classes",
+    "macro_f1": "harmonic mean of PPV and sensitivity, averaged over the classes",
+    "auroc": "chance that of two images, one of the class, this one gets the higher probability",
+    "average_precision": "area under the curve of precision and recall",
+    "brier": "squared distance of the probabilities from the truth; smaller is better",
+    "log_loss": "mean of -log of the true class's probability; smaller is better",
+    "ece": "mean gap between how sure the model is and how often it is right; smaller is better",
+    "class_wise_ece": "the same gap for the probability of every class; smaller is better",
+    "sensitivity": "share of the images of the class that are found",
+    "specificity": "share of the other images that raise no alarm",
+    "ppv": "share of the alarms that are right",
+    "npv": "share of the images without an alarm that are rightly without",
+}
+MISSING = {  # why there may be no value
+    "sensitivity": "no image of the class",
+    "specificity": "no image of another class",
+    "ppv": "no image was taken for the class",
+    "npv": "every image was taken for the class",
+    "f1_score": "no image of the class, and none taken for it",
+    "auroc": "needs images of the class and of others",
+    "average_precision": "no image of the class",
+}
+NO_VALUE = "not known, or not defined for these images"
+NO_INTERVAL = "too few images for an interval"
+NOT_FOR = (
+    "For research and education only. This is not a medical device: do not use it to diagnose, to "
+    "sort patients or to reassure anybody."
+)
+
+
+def label(name: str) -> str:
+    """What a measure is called."""
+    return LABELS.get(name, str(name).replace("_", " "))
+
+
+def of_100(value: float, low: float = math.nan, high: float = math.nan) -> str:
+    """A share as a count of a hundred, with its interval."""
+    if math.isnan(value):
+        return "an unknown number"
+    count = f"about {100 * value:.0f}"
+    if 0 < value < 0.005:
+        count = "fewer than 1"
+    elif 0.995 < value < 1:
+        count = "more than 99"
+    if math.isnan(low) or math.isnan(high):
+        return count
+    return f"{count} (95 % interval {100 * low:.0f} to {100 * high:.0f})"
+
+
+def warnings(facts: dict[str, Any]) -> list[str]:
+    """What makes the numbers mean less than they seem to, the gravest first."""
+    found = []
+    if facts.get("synthetic"):
+        found.append(
+            "SYNTHETIC DATA: the images were made by a program. Nothing here says anything about "
+            "real skin lesions."
+        )
+    status, sentence = get(facts, "leaks", "status"), get(facts, "leaks", "sentence")
+    if status == "overlap":
+        text = "Some of these images, or their lesions, were in the training."
+        if not get(facts, "leaks", "excluded"):
+            text += " The numbers flatter the model."
+        found.append(f"Leak: {sentence or text}")
+    elif status != "clean":
+        text = "Whether images of the training are among these is unknown."
+        found.append(f"Leak audit: {sentence or text}")
+    if facts.get("split") == "val":
+        found.append(
+            "These are the validation images, which chose the best epoch: on images that had no "
+            "say in the training the model does worse."
+        )
+    if facts.get("split") == "all" and status != "clean":
+        found.append("All images of the folder were taken, those of the training among them.")
+    if "metrics" not in facts:
+        found.append(
+            "No diagnoses of these images are known: nothing tells how often the model is right."
+        )
+    caution = get(facts, "out_of_distribution", "caution")
+    found += ([str(caution)] if caution else []) + texts(facts.get("gaps"))
+    return list(dict.fromkeys(text[:1].upper() + text[1:] for text in found))

@@ -1,0 +1,94 @@
+"""The model card: what stands in it is what was found, and any of it may be missing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from mlops_project.evaluation.model_card import write_model_card
+from tests.evaluation.conftest import Example
+from tests.evaluation.examples import with_holes, with_hostile_names, without_numbers
+
+HEADINGS = [
+    *("Model details", "Intended use", "Limits", "Data", "Evaluation", "Licence and citation"),
+]
+
+
+def checked(path: Path) -> tuple[Any, str]:
+    """The head as YAML, and the rest, after all that holds of any card."""
+    before, head, text = re.split(r"^---$", path.read_text("utf-8"), maxsplit=2, flags=re.M)
+    assert before == ""
+    assert re.findall(r"^## (.*)$", text, flags=re.M) == HEADINGS
+    assert not re.search(r"\b(nan|NaN|None|inf|Undefined)\b", text)
+    assert not re.search(r"(?<!\\)<", re.sub("`.*?`", "", text))  # no HTML
+    assert "not a medical device" in text
+    assert "CC BY-NC 4.0" in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.M):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+    return OmegaConf.to_container(OmegaConf.create(head), resolve=False), text
+
+
+def test_the_card_says_what_was_found(example: Example, tmp_path: Path) -> None:
+    facts, predictions = example
+    path = write_model_card(facts, tmp_path, predictions)
+    assert path == tmp_path / "MODEL_CARD.md"
+    head, text = checked(path)
+    assert head["license"] == "cc-by-nc-4.0"
+    (entry,) = head["model-index"]
+    assert entry["name"] == "efficientnet b0"
+    found = {m["type"]: m["value"] for m in entry["results"][0]["metrics"]}
+    assert found["accuracy"] == pytest.approx(facts["metrics"]["accuracy"]["value"], abs=1e-6)
+    assert found["roc_auc"] == pytest.approx(facts["metrics"]["auroc"]["value"], abs=1e-6)
+    for row in ("| image size | 224 pixels |", "| epochs, at most | 30 |", "| seed | 42 |"):
+        assert row in text
+    metric = facts["metrics"]["accuracy"]
+    low, high = metric["ci95"]
+    assert f"| accuracy | {metric['value']:.3f} ({low:.3f} to {high:.3f}) |" in text
+    assert facts["split_hash"] in text
+    assert facts["leaks"]["sentence"] in text
+    assert facts["subgroups"]["largest_gap"]["worse"] in text
+    assert "Austria and Australia" in text
+    assert "Sci. Data 5:180161 (2018)" in text
+
+
+def test_synthetic_images_have_no_licence(example: Example, tmp_path: Path) -> None:
+    facts, predictions = example
+    head, text = checked(write_model_card(facts | {"synthetic": True}, tmp_path, predictions))
+    assert "license" not in head
+    assert "SYNTHETIC DATA" in text
+    assert "Austria" not in text
+
+
+def test_whatever_is_missing_the_card_is_whole(example: Example, tmp_path: Path) -> None:
+    facts, predictions = example
+    checked(write_model_card({}, tmp_path))
+    checked(write_model_card({}, tmp_path, pd.DataFrame()))
+    for key in facts:
+        checked(write_model_card({k: v for k, v in facts.items() if k != key}, tmp_path))
+    for value in (None, float("nan"), float("inf")):
+        head, _ = checked(write_model_card(without_numbers(facts, value), tmp_path, predictions))
+        assert "model-index" not in head
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_holes_there_are_the_card_is_whole(
+    example: Example, tmp_path: Path, seed: int
+) -> None:
+    facts, predictions = example
+    holes = set(np.flatnonzero(np.random.default_rng(seed).random(5000) < 0.1).tolist()) - {0}
+    checked(write_model_card(with_holes(facts, holes), tmp_path, predictions))
+
+
+def test_names_do_no_harm(example: Example, tmp_path: Path) -> None:
+    facts, predictions = with_hostile_names(*example)
+    head, text = checked(write_model_card(facts, tmp_path, predictions))
+    assert head["model-index"][0]["name"].startswith('"><img')
+    assert "\\<script\\>" in text
+    assert "\u202e" not in text

@@ -1,0 +1,280 @@
+"""The page of an evaluation: one file that loads nothing, says what is missing and does no harm."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlops_project.evaluation.page import write_page
+from mlops_project.evaluation.pictures import PICTURES, Picture, draw_pictures
+from tests.evaluation.conftest import Example
+from tests.evaluation.examples import (
+    HOSTILE,
+    make_facts,
+    with_holes,
+    with_hostile_names,
+    without_numbers,
+)
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+NO_NUMBER = re.compile(r"\b(nan|NaN|None|inf|Infinity|Undefined|undefined|null)\b")
+
+
+class Page(HTMLParser):
+    """A parsed page; every tag closes in the order it opened, as in XML.
+
+    Attributes:
+        tags: name and attributes of each, in order.
+        text: all that is read, without script and style.
+        raw: the contents of script and style, by name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs)
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] in self.raw:
+            self.raw[self._open[-1]].append(data)
+        else:
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def checked(path: Path) -> Page:
+    """The page, after all that holds of any page."""
+    page = Page(path)
+    counts = Counter(a["id"] for _, a in page.tags if "id" in a)
+    assert max(counts.values()) == 1
+    for name, attributes in page.tags:
+        assert not any(key.startswith("on") for key in attributes), (name, attributes)
+        assert not {"srcset", "action", "data", "poster", "style", "xlink:href"} & set(attributes)
+        if name == "img":
+            assert attributes["src"].startswith("data:image/png;base64,")
+            assert base64.b64decode(attributes["src"].partition(",")[2], validate=True)
+            assert len(attributes["alt"]) > 20
+        else:
+            assert "src" not in attributes
+        if "href" in attributes:
+            assert attributes["href"][1:] in counts
+        for key, value in attributes.items():
+            if key != "src":
+                assert not NO_NUMBER.search(value), (name, attributes)
+        if name == "th":
+            assert attributes["scope"] in ("row", "col")
+        for key in ("aria-labelledby", "aria-describedby"):
+            assert attributes.get(key, next(iter(counts))) in counts
+    assert {"base", "link", "iframe", "object", "embed", "form"}.isdisjoint(t for t, _ in page.tags)
+    assert len(page.all("table")) == len(page.all("caption"))
+    assert page.all("html")[0]["lang"] == "en"
+    assert len(page.all("h1")) == len(page.all("title")) == 1
+    assert not NO_NUMBER.search(page.text), NO_NUMBER.findall(page.text)
+    assert "not a medical device" in page.text
+    # The only script and the only style are those that the page allows.
+    policy = page.all("meta")[1]["content"]
+    assert policy.startswith("default-src 'none';")
+    for kind in ("script", "style"):
+        (text,) = page.raw[kind]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+        assert "://" not in text
+        assert "@import" not in text
+    return page
+
+
+@pytest.fixture(scope="module")
+def pictures(seven_classes: Example, example_folder: Path) -> list[Picture]:
+    return draw_pictures(*seven_classes, example_folder)
+
+
+def test_the_whole_page(example: Example, example_folder: Path, pictures: list[Picture]) -> None:
+    facts, predictions = example
+    path = write_page(facts, pictures, example_folder, predictions)
+    assert path == example_folder / "report.html"
+    page = checked(path)
+    sections = [a["id"] for a in page.all("section")]
+    assert sections == [
+        *("summary", "metrics", "classes", "operating-points", "calibration", "prediction-sets"),
+        *("subgroups", "leaks", "out-of-distribution", "abstention", "comparison"),
+        *("explanations", "pictures", "settings"),
+    ]
+    images = page.all("img")
+    assert len(images) == len(PICTURES) + len(facts["explanations"])
+    told = [i["alt"].replace("\N{NO-BREAK SPACE}", " ") for i in images[-len(PICTURES) :]]
+    assert told == [p.alternative_text for p in pictures]
+    sources = {i["src"].partition(",")[2] for i in images}
+    for picture in pictures:
+        assert base64.b64encode(picture.path.read_bytes()).decode() in sources
+    assert "://" not in path.read_text()
+
+
+def test_the_summary_says_what_the_numbers_say(example: Example, tmp_path: Path) -> None:
+    facts, predictions = example
+    point = facts["operating_points"]["malignant"]
+    point["threshold"] = 0.1234
+    evaluated = point["evaluated"]
+    evaluated["sensitivity"] = {"value": 0.881, "ci95": [0.83, 0.92]}
+    evaluated["specificity"] = {"value": 0.79, "ci95": [0.76, 0.82]}
+    evaluated["ppv"] = {"value": 0.001, "ci95": [0, 0.01]}
+    facts["operating_points"]["melanoma"] = {"threshold": None, "gap": "no such image"}
+    facts["abstention"]["at"] = [{"coverage": 1.0, "error": 0.2}, {"coverage": 0.8, "error": 0.1}]
+    text = " ".join(checked(write_page(facts, [], tmp_path, predictions)).text.split())
+    text = text.replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "Of 100 images of malignant lesions it finds about 88 (95 % interval 83 to 92) at the "
+        "threshold chosen on the validation images (a probability of 12 %); of 100 of benign ones "
+        "it raises a false alarm for about 21 (95 % interval 18 to 24). Of 100 alarms fewer than 1 "
+        "(95 % interval 0 to 1) are right here"
+    ) in text
+    assert "images of melanomas" not in text
+    assert "melanoma: no such image" in text
+    assert "about 10 of 100 of its answers are wrong; with them, about 20" in text
+    assert facts["subgroups"]["skin_tone"] in text
+    gap = facts["subgroups"]["largest_gap"]
+    assert f"“{gap['worse']}” than for “{gap['better']}”" in text
+    # Too sure, or not: by the calibrated probabilities
+    columns = [c for c in predictions if c.startswith("calibrated_")]
+    sure = predictions[columns].max(axis=1).mean()
+    right = (predictions["y_true"] == predictions["y_pred"]).mean()
+    assert abs(sure - right) < 0.02
+    assert "neither too sure on the whole nor too unsure" in text
+    surest = predictions.assign(**{columns[0]: 1.0})
+    assert "on the whole it is too sure" in checked(write_page(facts, [], tmp_path, surest)).text
+
+
+def test_what_makes_the_numbers_mean_less_stands_at_the_top(
+    example: Example, tmp_path: Path
+) -> None:
+    facts, predictions = example
+    facts |= {"synthetic": True, "split": "val"}
+    text = checked(write_page(facts, [], tmp_path, predictions)).text
+    top = text[: text.index("In plain words")]
+    assert "SYNTHETIC DATA" in top
+    assert facts["leaks"]["sentence"] in top
+    assert "validation images, which chose the best epoch" in top
+    assert facts["out_of_distribution"]["caution"].capitalize() in top
+    assert facts["gaps"][0].capitalize() in top
+    facts |= {"synthetic": False, "split": "test", "gaps": [], "leaks": {"status": "clean"}}
+    del facts["out_of_distribution"]
+    assert "Beware" not in checked(write_page(facts, [], tmp_path, predictions)).text
+    facts["leaks"] = {"status": "unknown"}
+    assert "is unknown" in checked(write_page(facts, [], tmp_path, predictions)).text
+
+
+def test_a_dash_says_why_there_is_no_number(example: Example, tmp_path: Path) -> None:
+    facts, predictions = example
+    facts["per_class"]["df"] |= {"ppv": float("nan"), "auroc": None}
+    facts["metrics"]["auroc"]["ci95"] = [float("nan"), float("nan")]
+    page = checked(write_page(facts, [], tmp_path, predictions))
+    reasons = Counter(a["title"] for a in page.all("abbr"))
+    assert reasons["no image was taken for the class"] >= 1
+    assert reasons["needs images of the class and of others"] >= 1
+    assert reasons["too few images for an interval"] >= 1
+    assert reasons["too few images"] >= 3  # of a group
+    missing = sum("data-missing" in a for a in page.all("td"))
+    assert page.text.count("–") >= missing
+
+
+def test_whatever_is_missing_the_page_is_whole(example: Example, tmp_path: Path) -> None:
+    facts, predictions = example
+    for key in facts:
+        checked(write_page({k: v for k, v in facts.items() if k != key}, [], tmp_path, predictions))
+        checked(write_page(facts | {key: None}, [], tmp_path, predictions))
+    empty = checked(write_page({}, [], tmp_path, pd.DataFrame()))
+    assert "No audit was made" in empty.text
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_holes_there_are_the_page_is_whole(
+    example: Example, tmp_path: Path, seed: int
+) -> None:
+    facts, predictions = example
+    holes = set(np.flatnonzero(np.random.default_rng(seed).random(5000) < 0.1).tolist()) - {0}
+    checked(write_page(with_holes(facts, holes), [], tmp_path, predictions))
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_without_a_single_number_the_page_is_whole(
+    example: Example, tmp_path: Path, value: float | None
+) -> None:
+    facts, predictions = example
+    facts = without_numbers(facts, value)
+    page = checked(write_page(facts, [], tmp_path, predictions))
+    assert sum("data-missing" in a for a in page.all("td")) > 100
+    assert "about" not in page.text[: page.text.index("Metrics")].replace("says about", "")
+
+
+def test_unlabelled_images_have_a_page(example: Example, tmp_path: Path) -> None:
+    facts, predictions = example
+    names = ("checkpoint", "model", "split", "n_images", "class_names", "out_of_distribution")
+    known = {n: facts[n] for n in names}
+    unlabelled = predictions.drop(columns="y_true")
+    page = checked(write_page(known, [], tmp_path, unlabelled))
+    assert [a["id"] for a in page.all("section")] == [
+        *("predicted", "leaks", "out-of-distribution", "settings")
+    ]
+    assert "No diagnoses of these images are known" in page.text
+    count = (predictions["y_pred"] == "nv").sum()
+    assert {"data-value": str(count)} in page.all("td")
+
+
+def test_one_image_has_a_page(tmp_path: Path) -> None:
+    facts, predictions = make_facts(tmp_path, images=1)
+    pictures = draw_pictures(facts, predictions, tmp_path)
+    checked(write_page(facts, pictures, tmp_path, predictions))
+
+
+def test_names_do_no_harm(example: Example, example_folder: Path, tmp_path: Path) -> None:
+    facts, predictions = with_hostile_names(*example)
+    pictures = [
+        Picture(example_folder / facts["explanations"][0]["picture"], name, f"Numbers: {name}")
+        for name in HOSTILE
+    ]
+    path = write_page(facts, pictures, example_folder, predictions)
+    path = path.rename(tmp_path / "report.html")
+    page = checked(path)
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert HOSTILE[0] in text
+    assert HOSTILE[1] in text
+    assert HOSTILE[4] in text
+    assert "\u202e" not in text
+    assert "\x00" not in text
+    assert "alert" not in page.raw["script"][0]
+
+
+def test_a_picture_that_cannot_be_read_is_left_out(example: Example, tmp_path: Path) -> None:
+    facts, predictions = example
+    (tmp_path / "explanations").mkdir()
+    (tmp_path / facts["explanations"][0]["picture"]).write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    facts["explanations"][1]["picture"] = None
+    facts["explanations"][2]["picture"] = "\x00"
+    (tmp_path / "svg.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    pictures = [Picture(tmp_path / n, "a title", "a text of words") for n in ("svg.png", "gone")]
+    page = checked(write_page(facts, pictures, tmp_path, predictions))
+    assert page.all("img") == []
+    assert "Pictures" not in page.text
