@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,11 @@ from PIL import Image
 from torch import nn
 
 from mlops_project.data import same_pictures
-from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.evaluation.images import open_images
+from mlops_project.evaluation.images import OUT_OF_FOLD, Images, open_images
 from mlops_project.evaluation.leaks import Pictures, audit, training_pictures
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.settings import load
+from mlops_project.training.run import open_data
 
 Known = dict[str, list[str]]
 Make = Callable[..., TrainedModel]
@@ -46,26 +47,29 @@ TABLE = st.dictionaries(IDS, IDS, min_size=1).map(lambda images: table_of(*image
 
 
 @settings(deadline=None)
-@given(seen=st.lists(SPLIT, min_size=1, max_size=3), evaluated=TABLE)
-def test_what_is_left_shows_no_lesion_that_any_model_was_trained_on(
-    seen: list[Known], evaluated: pd.DataFrame
+@given(seen=st.lists(SPLIT, min_size=1, max_size=3), evaluated=TABLE, data=st.data())
+def test_what_is_left_shows_no_lesion_that_a_model_was_trained_on(
+    seen: list[Known], evaluated: pd.DataFrame, data: st.DataObject
 ) -> None:
-    facts = audit(seen, evaluated)
-    known = pd.concat([pd.DataFrame(split) for split in seen])
-    trained = known[known["split"] == "train"]
-    assert facts["n_training_images"] == len(set(trained["image_id"]))
-    out = evaluated["image_id"].isin(facts["leaked_images"])
-    left, leaked = evaluated[~out], evaluated[out]
-    assert not set(left["image_id"]) & set(trained["image_id"])
-    assert not set(left["lesion_id"]) & set(trained["lesion_id"])
-    assert not set(left["lesion_id"]) & set(leaked["lesion_id"])
-    # And nothing is left out for no reason.
-    reasons = leaked["image_id"].isin(trained["image_id"])
-    reasons |= leaked["lesion_id"].isin(trained["lesion_id"])
-    assert set(leaked["lesion_id"]) == set(leaked.loc[reasons, "lesion_id"])
-    assert (facts["status"] == "overlap") == bool(len(leaked))
-    if not len(leaked):
-        assert facts["status"] == ("unknown" if len(trained) else "clean")
+    """Asked of all models, and of only some about each image, as out of fold."""
+    n = len(evaluated)
+    rows = st.lists(st.booleans(), min_size=n, max_size=n)
+    asked = np.array(data.draw(st.lists(rows, min_size=len(seen), max_size=len(seen))))
+    for shown in (np.ones_like(asked), asked):
+        facts = audit(seen, evaluated, asked=shown)
+        reasons = set()  # lesions of images that a model was trained on and is asked about
+        for image, lesion, column in zip(*evaluated.to_numpy().T, shown.T, strict=True):
+            for split, is_asked in zip(seen, column, strict=True):
+                for known, shows, part in zip(*split.values(), strict=True):
+                    if is_asked and part == "train" and (known == image or shows == lesion):
+                        reasons.add(lesion)
+        out = evaluated["image_id"].isin(facts["leaked_images"])
+        assert set(evaluated.loc[out, "lesion_id"]) == reasons
+        assert not reasons & set(evaluated.loc[~out, "lesion_id"])
+        trained = pd.concat([pd.DataFrame(split) for split in seen]).query("split == 'train'")
+        assert facts["n_training_images"] == len(set(trained["image_id"]))
+        nothing = "unknown" if len(trained) else "clean"
+        assert facts["status"] == ("overlap" if reasons else nothing)
 
 
 def test_each_way_of_leaking_is_counted_once() -> None:
@@ -99,26 +103,53 @@ def test_of_several_like_it_the_most_similar_training_image_is_named() -> None:
     assert len(same_pictures.similar_pairs(small[:2], small[2:])[0]) == 2
 
 
+def test_a_near_duplicate_counts_only_for_a_model_that_was_trained_on_it() -> None:
+    random = np.random.default_rng(0)
+    small = random.integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
+    seen = [split_of({"a": ("A", "train")}), split_of({"b": ("B", "train")})]
+    training = Pictures(np.array(["a", "b"], dtype=object), small)
+    table = table_of(("a anew", "X"), ("b anew", "Y"))
+    for asked, leaked in (([[1, 0], [0, 1]], ["a anew", "b anew"]), ([[0, 1], [1, 0]], [])):
+        facts = audit(seen, table, small, training, asked=np.array(asked, dtype=bool))
+        assert facts["leaked_images"] == leaked
+
+
 @pytest.fixture
 def make(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """`make(seed, side)`: a model that knows its split, as after a training on the demo images."""
+    """`make(…)`: a model that knows its split, as after a training on the demo images."""
     monkeypatch.chdir(tmp_path)
 
-    def model(seed: int = 42, side: int = 32) -> TrainedModel:
-        options = [f"data.data_dir={demo_folder}", f"data.image_size={side}", f"seed={seed}"]
-        config = load(options)
-        data = HAM10000DataModule(demo_folder, seed=seed, image_size=side)
+    def model(*overrides: str) -> TrainedModel:
+        config = load([f"data.data_dir={demo_folder}", "data.image_size=32", *overrides])
+        data = open_data(config)
         data.read()
         split = {
             "image_id": data.table["image_id"].tolist(),
             "lesion_id": data.table["lesion_id"].tolist(),
             "split": data.split.tolist(),
         }
-        names = list(data.class_names)
-        facts = {"preprocessing": {"image_size": side}, "split": split, "class_names": names}
+        facts = {
+            "preprocessing": {"image_size": data.image_size},
+            "split": split,
+            "class_names": list(data.class_names),
+        }
         return TrainedModel(tmp_path / "last.ckpt", nn.Identity(), config, facts, 1)
 
     return model
+
+
+def audited(
+    models: list[TrainedModel], images: Images, *, excluded: bool = False
+) -> dict[str, Any]:
+    """With all that is at hand."""
+    return audit(
+        [model.facts["split"] for model in models],
+        images.table,
+        same_pictures.thumbnails(images.data[0], images.rows),
+        training_pictures(models),
+        asked=images.asked,
+        excluded=excluded,
+    )
 
 
 def saved_anew(image: Image.Image, way: int, path: Path) -> None:
@@ -133,7 +164,7 @@ def saved_anew(image: Image.Image, way: int, path: Path) -> None:
 def test_a_training_image_saved_anew_under_other_ids_is_found(
     make: Make, demo_folder: Path, tmp_path: Path, side: int
 ) -> None:
-    model = make(side=side)
+    model = make(f"data.image_size={side}")
     known = pd.DataFrame(model.facts["split"])
     copies = known[known["split"] != "val"].groupby("split").head(14).reset_index(drop=True)
     folder = tmp_path / "other"
@@ -149,12 +180,7 @@ def test_a_training_image_saved_anew_under_other_ids_is_found(
     table.loc[np.flatnonzero(~trained)[0], "lesion_id"] = table["lesion_id"][trained].iloc[0]
     table.to_csv(folder / "metadata.csv", index=False)
 
-    images = open_images([model], str(folder), "test")
-    data, rows = images.data[0], images.rows
-    thumbnails = same_pictures.thumbnails(data, rows)
-    facts = audit(
-        [model.facts["split"]], data.table.iloc[rows], thumbnails, training_pictures([model])
-    )
+    facts = audited([model], open_images([model], str(folder), "test"))
     assert facts["status"] == "overlap"
     found = {pair["image_id"]: pair["training_image_id"] for pair in facts["near_duplicates"]}
     expected = dict(zip(table["image_id"][trained], copies["image_id"][trained], strict=True))
@@ -168,40 +194,42 @@ def test_a_training_image_saved_anew_under_other_ids_is_found(
 
 def test_the_runs_own_test_split_is_clean_and_its_training_split_is_not(make: Make) -> None:
     model = make()
-    seen, training = [model.facts["split"]], training_pictures([model])
     images = open_images([model], None, "test")
-    data, rows = images.data[0], images.rows
-    table = data.table.iloc[rows]
-    facts = audit(seen, table, same_pictures.thumbnails(data, rows), training)
+    facts = audited([model], images)
     assert (facts["status"], facts["leaked_images"]) == ("clean", [])
-    assert facts["sentence"].startswith(f"Clean: the {len(rows)} evaluated")
-    images = open_images([model], None, "all")
-    data, rows = images.data[0], images.rows
-    facts = audit(seen, data.table.iloc[rows], same_pictures.thumbnails(data, rows), training)
-    own = data.split[rows]
-    assert facts["leaked_images"] == data.table["image_id"].iloc[rows[own == "train"]].tolist()
+    assert facts["sentence"].startswith(f"Clean: the {len(images.rows)} evaluated")
+    everything = open_images([model], None, "all")
+    facts = audited([model], everything, excluded=True)
+    known = pd.DataFrame(model.facts["split"])
+    assert facts["leaked_images"] == known.loc[known["split"] == "train", "image_id"].tolist()
     assert facts["near_duplicates"] == []  # images of a shared lesion count as that alone
-    assert facts["n_shared_with_validation"] == (own == "val").sum()
+    assert facts["n_shared_with_validation"] == (known["split"] == "val").sum()
+    left = everything.without(set(facts["leaked_images"]))
+    assert audited([model], left)["status"] == "clean"
 
 
 def test_an_ensemble_was_trained_on_what_any_of_it_was_trained_on(make: Make) -> None:
-    models = [make(seed=1), make(seed=2, side=40)]
+    models = [make("seed=1"), make("seed=2", "data.image_size=40")]
     splits = [pd.DataFrame(m.facts["split"]) for m in models]
     trained = set().union(*(s.loc[s["split"] == "train", "image_id"] for s in splits))
     training = training_pictures(models)
     assert training is not None
     assert sorted(training.image_id) == sorted(trained)
-    images = open_images([models[0]], None, "test")
-    data, rows = images.data[0], images.rows
-    table = data.table.iloc[rows]
-    thumbnails = same_pictures.thumbnails(data, rows)
-    facts = audit([m.facts["split"] for m in models], table, thumbnails, training)
-    assert facts["n_training_images"] == len(trained)
-    assert set(facts["leaked_images"]) == set(table["image_id"]) & trained != set()
-    left = table[~table["image_id"].isin(facts["leaked_images"])]
-    pictures = thumbnails[~table["image_id"].isin(facts["leaked_images"]).to_numpy()]
-    again = audit([m.facts["split"] for m in models], left, pictures, training)
-    assert again["status"] == "clean"
+    for split, status in (("test", "clean"), ("all", "overlap")):
+        images = open_images(models, None, split)
+        facts = audited(models, images)
+        assert facts["n_training_images"] == len(trained)
+        assert facts["status"] == status
+        assert set(facts["leaked_images"]) == set(images.table["image_id"]) & trained
+
+
+def test_out_of_fold_only_the_models_that_are_asked_count(make: Make) -> None:
+    models = [make("data.folds=3", f"data.fold={fold}") for fold in range(3)]
+    images = open_images(models, None, OUT_OF_FOLD)
+    facts = audited(models, images)
+    assert (facts["status"], facts["leaked_images"]) == ("clean", [])
+    assert facts["n_training_images"] == facts["n_shared_with_validation"] == len(images.rows)
+    assert "by which the checkpoint was chosen" in facts["sentence"]
 
 
 def test_without_the_training_images_near_duplicates_are_unknown(
@@ -209,16 +237,14 @@ def test_without_the_training_images_near_duplicates_are_unknown(
 ) -> None:
     model = make()
     images = open_images([model], None, "test")
-    data, rows = images.data[0], images.rows
-    table, thumbnails = data.table.iloc[rows], same_pictures.thumbnails(data, rows)
+    thumbnails = same_pictures.thumbnails(images.data[0], images.rows)
     training = training_pictures([model])
     assert training is not None
     fewer = replace(training, image_id=training.image_id[3:], thumbnails=training.thumbnails[3:])
-    facts = audit([model.facts["split"]], table, thumbnails, fewer)
+    facts = audit([model.facts["split"]], images.table, thumbnails, fewer)
     assert facts["status"] == "unknown"
     assert "among 3 training images that are not at hand" in facts["sentence"]
     model.config.data.data_dir = str(tmp_path / "moved away")
-    assert training_pictures([model]) is None
-    facts = audit([model.facts["split"]], table, thumbnails)
+    facts = audited([model], images)
     assert (facts["status"], facts["leaked_images"]) == ("unknown", [])
     assert f"among {facts['n_training_images']} training images" in facts["sentence"]

@@ -119,7 +119,7 @@ def similar_pairs(
     import torch
 
     def to_grey(pixels: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(pixels).float().mean(dim=1)
+        return torch.from_numpy(pixels).mean(dim=1, dtype=torch.float32)
 
     none = torch.zeros(0, dtype=torch.long)
     pairs = [(none, none, torch.zeros(0))]

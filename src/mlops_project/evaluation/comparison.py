@@ -29,7 +29,7 @@ def compare(
 
     Args:
         names: classes of the first, in the order of its probabilities.
-        first, second: tables of `inference.Predictions`, with y_true.
+        first, second: tables of `inference.Predictions`, only with images of a known class.
         checkpoint: of the second.
         seen_by_second: ids of images to leave out, because the second was trained on them.
 
@@ -71,23 +71,25 @@ def compare(
             "Compare the two on one folder."
         )
     lesions = first["lesion_id"].to_numpy()
-    labels, *probabilities = _arrays(names, first, second)
+    labels, one = _arrays(names, first)
+    _, other = _arrays(names, second)
 
     def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
-        one, other = (_overall(weights, labels, p) for p in probabilities)
-        return {name: one[name] - other[name] for name in one}
+        ours, theirs = (_overall(weights, labels, p) for p in (one, other))
+        return {name: ours[name] - theirs[name] for name in ours}
 
     # A lesion counts once, by the mean of its images' probabilities.
     means = {f"{PREFIX}{n}": "mean" for n in names} | {"y_true": "first"}
-    second = second.assign(lesion_id=lesions)
-    whole = _arrays(names, *(t.groupby("lesion_id").agg(means) for t in (first, second)))
+    true_class, whole = _arrays(names, first.groupby(lesions).agg(means))
+    _, other_whole = _arrays(names, second.groupby(lesions).agg(means))
     return {
         "checkpoint": checkpoint,
         "class_names": list(names),
         "n_images": len(ids),
-        "n_lesions": len(whole[0]),
+        "n_lesions": len(whole),
         "difference": bootstrap.with_intervals(lesions, difference),
-        "mcnemar": mcnemar(labels, *probabilities) | {"by_lesion": mcnemar(*whole)},
+        "mcnemar": mcnemar(labels, one, other)
+        | {"by_lesion": mcnemar(true_class, whole, other_whole)},
         "gaps": gaps,
     }
 
@@ -118,13 +120,10 @@ def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[s
     }
 
 
-def _arrays(
-    names: list[str], first: pd.DataFrame, second: pd.DataFrame
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels int64 [N] and the probabilities of each, float [N, K]."""
-    labels = first["y_true"].map({n: k for k, n in enumerate(names)}).to_numpy()
-    columns = [f"{PREFIX}{n}" for n in names]
-    return labels, *(t[columns].to_numpy(dtype=float) for t in (first, second))  # type: ignore
+def _arrays(names: list[str], table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, int64 [N], and probabilities, float [N, K]."""
+    labels = pd.Index(names).get_indexer(pd.Index(table["y_true"]))
+    return labels, table[[f"{PREFIX}{n}" for n in names]].to_numpy(dtype=float)
 
 
 def _overall(

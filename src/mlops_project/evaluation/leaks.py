@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from mlops_project.errors import InputError
 from mlops_project.evaluation.images import open_images
 from mlops_project.evaluation.trained_model import TrainedModel
 
+NEAR = ("image_id", "training_image_id", "similarity")
+
 
 @dataclass(frozen=True)
 class Pictures:
     """What images look like.
 
     Attributes:
-        image_id: object [N].
+        image_id: object [N], each once.
         thumbnails: uint8 [N, 3, S, S], of `same_pictures.thumbnails`.
     """
 
@@ -28,42 +31,46 @@ class Pictures:
     thumbnails: np.ndarray
 
 
-def training_pictures(models: Iterable[TrainedModel]) -> Pictures | None:
+def training_pictures(models: Sequence[TrainedModel]) -> Pictures | None:
     """The training images of all the models whose folders are here; None: of none of them."""
+
+    def folder(model: TrainedModel) -> str:
+        return model.config.data.data_dir
+
     names: list[np.ndarray] = []
     parts: list[np.ndarray] = []
-    for model in models:
+    for _, group in groupby(sorted(models, key=folder), folder):
         try:
-            images = open_images([model], None, "train")
+            images = open_images(list(group), None, "train")
         except InputError:
-            continue  # `audit` sees which of them are missing
-        data, rows = images.data[0], images.rows
-        ids = data.table["image_id"].to_numpy()
-        # What another model was trained on too need not be looked at again.
-        new = rows[~np.isin(ids[rows], np.concatenate(names))] if names else rows
+            continue  # `audit` sees what is missing
+        ids = images.table["image_id"].to_numpy(dtype=object)
+        new = ~pd.Index(ids).isin(np.concatenate([*names, []]))
         names.append(ids[new])
-        parts.append(same_pictures.thumbnails(data, new))
+        parts.append(same_pictures.thumbnails(images.data[0], images.rows[new]))
     return Pictures(np.concatenate(names), np.concatenate(parts)) if names else None
 
 
 def audit(
-    seen: Iterable[dict[str, list[str]]],
+    seen: Sequence[dict[str, list[str]]],
     evaluated: pd.DataFrame,
     thumbnails: np.ndarray | None = None,
     training: Pictures | None = None,
     *,
+    asked: np.ndarray | None = None,
     excluded: bool = False,
 ) -> dict[str, Any]:
-    """Which evaluated images show what any of the checkpoints was trained on.
+    """Which evaluated images show what a model that is asked about them was trained on.
 
     An image leaks by its id, its lesion's id, or by being a near-duplicate of a training image; and
     so do all the other images of its lesion.
 
     Args:
-        seen: `split` of each checkpoint: image_id, lesion_id and split, lists of equal length.
+        seen: `split` of each of M checkpoints: image_id, lesion_id and split, lists of one length.
         evaluated: image_id and lesion_id, one row an image.
         thumbnails: of the evaluated images, uint8 [N, 3, S, S]; None: not at hand.
         training: what the training images look like; None: not at hand.
+        asked: which model is asked about which image, bool [M, N]; None: each about all.
         excluded: whether what leaks is left out of the evaluation; for the words only.
 
     Returns:
@@ -71,43 +78,44 @@ def audit(
         status: "overlap"; else "unknown", where not all of the training images could be compared;
             else "clean".
         n_training_images: of all checkpoints together.
-        n_shared_with_validation: evaluated images that do not leak, but that the checkpoint was
-            chosen by, or that show such a lesion.
+        n_shared_with_validation: evaluated images that do not leak, but by which a model that is
+            asked was chosen, or that show such a lesion.
         shared_images: evaluated image ids that were trained on; shared_lesions: lesion ids.
         near_duplicates: of the other images, each with the training image most like it:
             image_id, training_image_id and similarity (of the edges, 1 is the same).
         leaked_images: ids of all that leak, in the table's order.
         excluded: as given; sentence: all this in words.
     """
-    known = pd.concat([pd.DataFrame(split) for split in seen])
-    trained, chosen_by = (known[known["split"] == split] for split in ("train", "val"))
-    image, lesion = evaluated["image_id"], evaluated["lesion_id"]
-    same_image = image.isin(trained["image_id"]).to_numpy()
-    same_lesion = lesion.isin(trained["lesion_id"]).to_numpy()
-    n_training = trained["image_id"].nunique()
-    near = pd.DataFrame(columns=["image_id", "training_image_id", "similarity"])
-    missing = n_training
-    if thumbnails is not None and training is not None:
-        own = np.isin(training.image_id, trained["image_id"])
-        missing -= int(own.sum())
-        rest = np.flatnonzero(~same_image & ~same_lesion)
-        i, j, similarity = same_pictures.similar_pairs(training.thumbnails[own], thumbnails[rest])
-        near = pd.DataFrame(
-            {
-                "image_id": image.to_numpy()[rest[j]],
-                "training_image_id": training.image_id[own][i],
-                "similarity": similarity.astype(float),
-            }
-        )
-        near = near.sort_values("similarity", ascending=False).drop_duplicates("image_id")
+    # Looked up in a hash table; numpy would compare every id with every other.
+    image, lesion = pd.Index(evaluated["image_id"]), pd.Index(evaluated["lesion_id"])
+    asked = np.ones((len(seen), len(image)), dtype=bool) if asked is None else asked
+    parts = [pd.DataFrame(split) for split in seen]
+    trained = [part[part["split"] == "train"] for part in parts]
+    validated = [part[part["split"] == "val"] for part in parts]
+    same_image = _shared(image, "image_id", trained, asked)
+    same_lesion = _shared(lesion, "lesion_id", trained, asked)
     direct = same_image | same_lesion
-    found = direct | image.isin(near["image_id"]).to_numpy()
-    leaks = lesion.isin(lesion[found]).to_numpy()
-    validated = image.isin(chosen_by["image_id"]) | lesion.isin(chosen_by["lesion_id"])
+    trained_ids = pd.unique(pd.concat(trained)["image_id"])
+    missing, near = len(trained_ids), pd.DataFrame(columns=list(NEAR))
+    if thumbnails is not None and training is not None:
+        own = pd.Index(training.image_id).isin(trained_ids)
+        missing -= int(own.sum())
+        rest = np.flatnonzero(~direct)
+        i, j, similarity = same_pictures.similar_pairs(training.thumbnails[own], thumbnails[rest])
+        names, rows = training.image_id[own][i], rest[j]
+        by_model = np.stack([pd.Index(names).isin(part["image_id"]) for part in trained])
+        counts = (by_model & asked[:, rows]).any(axis=0)
+        values = image[rows], names, similarity.astype(float)
+        near = pd.DataFrame(dict(zip(NEAR, values, strict=True)))[counts]
+        near = near.sort_values("similarity", ascending=False).drop_duplicates("image_id")
+    found = direct | image.isin(near["image_id"])
+    leaks = lesion.isin(lesion[found])
+    chosen_by = _shared(image, "image_id", validated, asked)
+    chosen_by |= _shared(lesion, "lesion_id", validated, asked)
     facts = {
         "status": "overlap" if leaks.any() else "unknown" if missing else "clean",
-        "n_training_images": n_training,
-        "n_shared_with_validation": int((validated.to_numpy() & ~leaks).sum()),
+        "n_training_images": len(trained_ids),
+        "n_shared_with_validation": int((chosen_by & ~leaks).sum()),
         "shared_images": image[same_image].tolist(),
         "shared_lesions": sorted(set(lesion[same_lesion])),
         "near_duplicates": near.to_dict("records"),
@@ -120,17 +128,21 @@ def audit(
         "the same picture under another id": found & ~direct,
         "another image of a lesion so found": leaks & ~found,
     }
-    counts = {way: int(images.sum()) for way, images in ways.items() if images.any()}
-    return facts | {"sentence": _sentence(facts, len(evaluated), counts, missing)}
+    listed = ", ".join(f"{way}: {own.sum():,}" for way, own in ways.items() if own.any())
+    return facts | {"sentence": _sentence(facts, len(image), listed, missing)}
 
 
-def _sentence(facts: dict[str, Any], images: int, ways: dict[str, int], missing: int) -> str:
+def _shared(ids: pd.Index, column: str, parts: list[pd.DataFrame], asked: np.ndarray) -> np.ndarray:
+    """Which images have their id in the part of a model that is asked about them, bool [N]."""
+    return (np.stack([ids.isin(part[column]) for part in parts]) & asked).any(axis=0)
+
+
+def _sentence(facts: dict[str, Any], images: int, ways: str, missing: int) -> str:
     leaked, trained = len(facts["leaked_images"]), facts["n_training_images"]
     if leaked:
         shows, it = ("shows", "it") if leaked == 1 else ("show", "them")
-        listed = ", ".join(f"{way}: {count:,}" for way, count in ways.items())
         text = f"Overlap: {leaked:,} of {images:,} evaluated images {shows} what the model was "
-        text += f"trained on ({listed}). "
+        text += f"trained on ({ways}). "
         if facts["excluded"]:
             text += f"The evaluation leaves {it} out."
         else:

@@ -77,8 +77,8 @@ def evaluate(
     images = open_images(models, data_dir, split)
     folder = output or default_output(models)
     folder.mkdir(parents=True, exist_ok=True)
-    leaked, images = _audited(models, images, split, exclude_leaked)
-    facts = _facts(models, images, split, tta) | leaked
+    audit, images = _audited(models, images, exclude_leaked)
+    facts = _facts(models, images, split, tta) | {"leaks": audit}
     predictions = predict(models, images, tta=tta)
     validation, gap = _validation(models, images, split, tta)
     facts["gaps"] += [gap] if gap else []
@@ -113,18 +113,20 @@ def evaluate(
 
 
 def _audited(
-    models: Sequence[TrainedModel], images: Images, split: str, exclude: bool
+    models: Sequence[TrainedModel], images: Images, exclude: bool
 ) -> tuple[dict[str, Any], Images]:
-    """The entry leaks, and the images that are to be evaluated."""
-    if split == OUT_OF_FOLD:  # of each image only models that have not seen its lesion are asked
-        return {}, images
-    thumbnails = same_pictures.thumbnails(images.data[0], images.rows)
-    splits = [model.facts["split"] for model in models]
-    training = leaks.training_pictures(models)
-    facts = leaks.audit(splits, images.table, thumbnails, training, excluded=exclude)
+    """The audit of what was trained on, and the images that are to be evaluated."""
+    facts = leaks.audit(
+        [model.facts["split"] for model in models],
+        images.table,
+        same_pictures.thumbnails(images.data[0], images.rows),
+        leaks.training_pictures(models),
+        asked=images.asked,
+        excluded=exclude,
+    )
     if facts["status"] != "clean":
         log.warning(facts["sentence"])
-    return {"leaks": facts}, images.without(set(facts["leaked_images"])) if exclude else images
+    return facts, images.without(set(facts["leaked_images"])) if exclude else images
 
 
 def _calibrate(
