@@ -158,12 +158,13 @@ def test_the_summary_says_what_the_numbers_say(example: Example, tmp_path: Path)
     gap = facts["subgroups"]["largest_gap"]
     assert f"“{gap['worse']}” than for “{gap['better']}”" in text
     # Too sure, or not: by the calibrated probabilities
-    columns = [c for c in predictions if c.startswith("calibrated_")]
+    columns = [str(c) for c in predictions if str(c).startswith("calibrated_")]
     sure = predictions[columns].max(axis=1).mean()
     right = (predictions["y_true"] == predictions["y_pred"]).mean()
     assert abs(sure - right) < 0.02
     assert "neither too sure on the whole nor too unsure" in text
-    surest = predictions.assign(**{columns[0]: 1.0})
+    surest = predictions.copy()
+    surest[columns[0]] = 1.0
     assert "on the whole it is too sure" in checked(write_page(facts, [], tmp_path, surest)).text
 
 

@@ -36,7 +36,7 @@ def test_every_picture_is_written_with_a_text_for_those_who_cannot_see_it(
     for picture in pictures:
         with Image.open(picture.path) as image:
             assert min(image.size) > 500
-            assert len(image.convert("L").getcolors(1 << 24)) > 30  # not one blank sheet
+            assert np.asarray(image.convert("L")).std() > 5  # not a blank sheet
         assert len(picture.alternative_text) > 60
         assert re.search(r"\d", picture.alternative_text)
         assert "SYNTHETIC" not in picture.title
@@ -102,7 +102,8 @@ def test_two_classes_have_one_curve_and_synthetic_images_are_called_so(tmp_path:
 )
 def test_what_is_missing_takes_its_picture_away(example: Example, missing: str, gone: str) -> None:
     facts, predictions = example
-    for value in (None, {}, [], "text", 3):
+    nothing: list[Any] = [None, {}, [], "text", 3]
+    for value in nothing:
         assert PICTURES[gone](facts | {missing: value}, predictions) is None
     del facts[missing]
     assert PICTURES[gone](facts, predictions) is None

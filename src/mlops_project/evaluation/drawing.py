@@ -30,7 +30,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))  # for those who s
 
 WIDTH = 4.2  # inches
 DOTS = 200  # per inch
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so it is there everywhere
     "font.size": 9,
     "axes.titlesize": 10,

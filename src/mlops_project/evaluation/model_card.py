@@ -45,14 +45,19 @@ def write_model_card(
         (kind, wording.label(name), metric(get(facts, "metrics", name))[0])
         for name, kind in TYPES.items()
     ]
+    known = present(facts)
+    model = get(known, "settings", "model") or {}
+    names = class_names(facts, predictions)
     values = {
-        "facts": present(facts),
-        "names": class_names(facts, predictions),
-        "diagnoses": DIAGNOSES,
-        "data": "synthetic images" if facts.get("synthetic") else "HAM10000",
-        "weights": _weights(facts),
+        "facts": known,
+        "settings": known.get("settings") or {},
+        "name": f"{facts.get('model') or 'unnamed'} {model.get('variant') or ''}".strip(),
+        "names": names,
+        "classes": [f"{n} ({DIAGNOSES[n]})" if n in DIAGNOSES else n for n in names],
+        "data_name": "synthetic images" if facts.get("synthetic") else "HAM10000",
+        "weights": _weights(known),
         "results": [r for r in results if not math.isnan(r[2])],
-        "ood": present(facts.get("out_of_distribution") or {}),
+        "ood": known.get("out_of_distribution") or {},
         "warnings": wording.warnings(facts),
         "not_for": wording.NOT_FOR,
         "summary": summary(facts, predictions),

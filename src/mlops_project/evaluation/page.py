@@ -18,7 +18,6 @@ from mlops_project.evaluation.pictures import Picture
 from mlops_project.evaluation.reading import class_names, flat, mappings, present
 from mlops_project.evaluation.summary import largest_gap, summary
 
-LISTED = 20  # entries of a list that are shown
 HOW_TO_READ = {  # by the name of the picture's file
     "confusion_matrix": "A row shows what the images of one class are taken for; the right answers "
     "lie on the diagonal.",
@@ -67,7 +66,6 @@ def write_page(
         "pictures": _pictures(pictures),
         "explanations": _explanations(facts, folder),
         "settings": list(flat(facts.get("settings"))),
-        "LISTED": LISTED,
         # A page that may load nothing and run nothing but its own script, whatever a name holds
         "policy": "default-src 'none'; img-src data:; "
         f"style-src '{_hash(styles)}'; script-src '{_hash(script)}'",

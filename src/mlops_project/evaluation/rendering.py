@@ -23,6 +23,7 @@ from mlops_project.files import atomic_write
 from mlops_project.printable import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
+LISTED = 20  # entries of a list that are shown
 LONGEST = 2000  # characters of a text that is shown
 
 
@@ -58,8 +59,15 @@ def _environment(finalize: Callable[[Any], Any]) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": _code, "known": _known, "label": label, "quoted": _quoted}
+    environment.filters |= {
+        "code": _code,
+        "known": _known,
+        "label": label,
+        "listed": _listed,
+        "quoted": _quoted,
+    }
     environment.globals |= {
+        "LISTED": LISTED,
         "MEANINGS": MEANINGS,
         "MISSING": MISSING,
         "NO_INTERVAL": NO_INTERVAL,
@@ -79,6 +87,13 @@ def _code(value: Any) -> Markup:
 def _quoted(value: Any) -> Markup:
     """A text as YAML and JSON quote it."""
     return Markup(json.dumps(_clean(str(value))))
+
+
+def _listed(values: Any, most: int = LISTED) -> str:
+    """The first of a list, and how many more there are."""
+    known = [_shown(value) or "–" for value in values or ()]
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return ", ".join(known[:most]) + more
 
 
 def _known(value: Any) -> float | None:

@@ -1,5 +1,5 @@
 "use strict";
-// A table sorts by the column whose header is clicked, or chosen with Enter; again, the other way round.
+// A table sorts by the column whose header is clicked, or chosen with Enter; again, it turns round.
 const texts = new Intl.Collator("en", { numeric: true });
 
 function compare(a, b, direction) {
