@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from mlops_project import settings
+from mlops_project.data.archives import read_bytes
 from mlops_project.data.demo import generate
-from mlops_project.data.sources import read_bytes
 from mlops_project.models.build import IMAGENET_MEAN, IMAGENET_STD, build_model
 from mlops_project.training.run import open_data, train
 

@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from mlops_project import settings
+from mlops_project.data.archives import read_bytes
 from mlops_project.data.demo import generate
-from mlops_project.data.sources import read_bytes
 from mlops_project.training.run import open_data
 
 BATCH, EPOCHS, ROUNDS = 256, 4, 2

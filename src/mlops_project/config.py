@@ -154,7 +154,17 @@ class DataConfig:
     )
     persistent_workers: bool = key(False, "keep the workers between epochs", resume="free")
     val_fraction: float = key(0.15, "share of the images for validation", above=0, below=0.5)
-    test_fraction: float = key(0.15, "share of the images for the test", above=0, below=0.5)
+    test_fraction: float = key(
+        0.15, "share of the images for the test; 0: no test split", minimum=0, below=0.5
+    )
+    folds: Optional[int] = key(
+        None,
+        "cross-validation: parts that all but the test split is dealt into, instead of "
+        "data.val_fraction",
+        minimum=2,
+        maximum=100,
+    )
+    fold: int = key(0, "which of data.folds is the validation split, from 0", minimum=0)
     subsample_percentage: float = key(
         1.0, "fraction of the data to use (0.1 = 10 %), in whole lesions", above=0, maximum=1
     )

@@ -24,36 +24,64 @@ class Split(StrEnum):
     val = "val"
     test = "test"
     all = "all"
+    out_of_fold = "out-of-fold"
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="Trained model: a file of checkpoints/.")],
+    checkpoint: Annotated[
+        list[Path], typer.Option(help="Trained model: a file of checkpoints/.", metavar="CKPT")
+    ],
+    more: Annotated[
+        list[Path] | None,
+        typer.Argument(help="More trained models, to be averaged with it.", metavar="[CKPT …]"),
+    ] = None,
     data_dir: Annotated[
         str | None, typer.Option(help="Folder with images and table (default: the run's own).")
     ] = None,
     split: Annotated[
         Split, typer.Option(help="Images the run has never seen count as test.")
     ] = Split.test,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average over quarter turns and mirror images.")
+    ] = False,
     target_sensitivity: Annotated[
         float,
         typer.Option(help="Of thresholds, on the validation split.", min=0.01, max=1.0),
     ] = 0.9,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Another trained model: the differences on the same images."),
+    ] = None,
+    exclude_leaked: Annotated[
+        bool,
+        typer.Option("--exclude-leaked", help="Leave out what shows any of the training images."),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder to write to (default: reports/evaluation/<model>-version_N)."),
     ] = None,
 ) -> None:
-    """Evaluates a trained model: metrics.json, predictions.csv and confusion_matrix.png.
+    """Evaluates a trained model: a report, its numbers, pictures and predictions.
 
     The split is the run's own, so that no image it was trained on is counted. Each metric comes
     with a 95 % interval; thresholds, calibration and prediction sets are fitted on the run's
-    validation split.
+    validation split. Images without a diagnosis are predicted.
     """
     from mlops_project.evaluation.report import evaluate as run
 
     start_console()
-    run(checkpoint, data_dir, split.value, output, target_sensitivity)
+    checkpoints = [*checkpoint, *(more or [])]
+    run(
+        checkpoints,
+        data_dir,
+        split.value,
+        output,
+        target_sensitivity,
+        tta=tta,
+        exclude_leaked=exclude_leaked,
+        compare_with=compare,
+    )
 
 
 if __name__ == "__main__":

@@ -179,6 +179,10 @@ def resolve(config: Config) -> Config:
         raise InputError(
             "data.val_fraction + data.test_fraction leave less than a tenth for training"
         )
+    folds, fold = config.data.folds, config.data.fold
+    if fold >= (folds or 1):
+        missing = f"less than data.folds={folds}" if folds else "0 without data.folds, such as 5"
+        raise InputError(f"data.fold={fold}: it must be {missing}; the first fold is 0")
     schedule = config.training.unfreeze_schedule
     if config.training.progressive_unfreezing and sorted(set(schedule)) != schedule:
         raise InputError(

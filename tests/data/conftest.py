@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mlops_project.data.archives import read_bytes
 from mlops_project.data.decode import decode
 from mlops_project.data.diagnoses import DIAGNOSES
-from mlops_project.data.sources import read_bytes, read_source
+from mlops_project.data.sources import read_source
 
 IMAGES_OF_LESION = (1, 2, 1, 3)
 

@@ -23,8 +23,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlops_project.data.archives import read_bytes
 from mlops_project.data.download import download
-from mlops_project.data.sources import read_bytes, read_source
+from mlops_project.data.sources import read_source
 from mlops_project.errors import InputError, ProjectError
 
 PART_1, PART_2 = "HAM10000_images_part_1.zip", "HAM10000_images_part_2.zip"

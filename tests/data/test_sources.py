@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlops_project.data.sources import COLUMNS, Source, read_bytes, read_source
+from mlops_project.data.archives import read_bytes
+from mlops_project.data.sources import COLUMNS, Source, read_source
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
 ROWS = [

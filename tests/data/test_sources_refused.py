@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mlops_project.data.sources import read_bytes, read_source
+from mlops_project.data.archives import read_bytes
+from mlops_project.data.sources import read_source
 from mlops_project.errors import InputError
 
 TABLE = """image_id,lesion_id,dx

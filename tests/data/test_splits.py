@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_project.data.diagnoses import DIAGNOSES
-from mlops_project.data.splits import SPLITS, split_by_lesion, split_hash, subsample
+from mlops_project.data.splits import (
+    SPLITS,
+    into_folds,
+    split_by_lesion,
+    split_hash,
+    subsample,
+)
 
 FRACTIONS = (0.001, 0.01, 0.1, 0.5, 1.0)
 SEEDS = st.integers(0, 2**32)
@@ -150,3 +156,29 @@ def test_a_subsample_keeps_whole_lesions_of_every_stratum(
             largest = rows.groupby("lesion_id").size().max()
             assert abs(kept[rows.index].sum() - fraction * len(rows)) < largest
     assert smaller.all(), "a fraction of 1 keeps everything"
+
+
+@given(tables(), SEEDS, st.integers(2, 10), st.sampled_from((0.0, 0.15, 0.3)))
+@settings(deadline=None)
+def test_each_lesion_outside_the_test_split_is_in_one_validation_fold(
+    table: pd.DataFrame, seed: int, folds: int, test_fraction: float
+) -> None:
+    split = split_by_lesion(table, seed, test_fraction=test_fraction)
+    dealt = [into_folds(table, split, seed, folds, fold) for fold in range(folds)]
+    for one in dealt:
+        assert ((one == "test") == (split == "test")).all()
+        assert (pd.Series(one).groupby(table["lesion_id"]).nunique() == 1).all()
+    times = np.sum([one == "val" for one in dealt], axis=0)
+    assert (times == (split != "test")).all()
+    # No fold has more of a diagnosis than another, but for one lesion.
+    for dx in table["dx"].unique():
+        own = (table["dx"] == dx).to_numpy()
+        sizes = [(one[own] == "val").sum() for one in dealt]
+        largest = table[own].groupby("lesion_id").size().max()
+        assert max(sizes) - min(sizes) <= largest
+
+
+@given(tables(), SEEDS)
+@settings(deadline=None)
+def test_without_a_share_there_is_no_test_split(table: pd.DataFrame, seed: int) -> None:
+    assert set(split_by_lesion(table, seed, test_fraction=0)) <= {"train", "val"}

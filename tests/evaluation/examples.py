@@ -78,7 +78,7 @@ def make_facts(
         "split_hash": "816bfc68a1c88bd9",
         "settings": SETTINGS,
         "class_names": names,
-        **_measures(names, predictions),
+        **evaluator.measure(names, predictions),
         **decided,
         "subgroups": subgroups.compare(
             table,
@@ -131,11 +131,6 @@ def make_facts(
         "gaps": ["the ages of 20 images are not known"],
     }
     return facts, predictions
-
-
-def _measures(names: list[str], predictions: pd.DataFrame) -> dict[str, Any]:
-    model = evaluator.TrainedModel(Path(), None, None, {"class_names": names})  # type: ignore[arg-type]
-    return evaluator.measure(model, predictions)
 
 
 def _metric(value: float, half: float) -> dict[str, Any]:

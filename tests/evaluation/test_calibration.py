@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_project.evaluation import calibration, measures, operating_points
+from mlops_project.training.checkpoints import AtomicCheckpointIO
 
 
 def sample(seed: int, n: int, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -59,10 +60,20 @@ def test_one_image_fits_no_temperature_and_a_certain_one_breaks_nothing() -> Non
 
 
 def test_the_temperature_is_stored_beside_the_checkpoint(tmp_path: Path) -> None:
-    path = calibration.store_temperature(tmp_path / "epoch=001-val_loss=0.5.ckpt", 1.5, 200)
-    assert path == tmp_path / "epoch=001-val_loss=0.5.calibration.json"
-    assert json.loads(path.read_text())["temperature"] == 1.5
-    assert calibration.store_temperature(tmp_path / "gone" / "last.ckpt", 1.5, 200) is None
+    checkpoint = tmp_path / "epoch=001-val_loss=0.5.ckpt"
+    calibration.store_temperature(checkpoint, 1.5, epoch=2, images=200)
+    path = tmp_path / "epoch=001-val_loss=0.5.calibration.json"
+    known = json.loads(path.read_text())
+    assert known == {"temperature": 1.5, "epoch": 2, "validation_images": 200}
+    # It goes with its checkpoint.
+    AtomicCheckpointIO().remove_checkpoint(checkpoint)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_does_not_fail_where_the_temperature_cannot_be_stored(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    calibration.store_temperature(gone / "last.ckpt", 1.5, epoch=2, images=200)
+    assert not gone.exists()
 
 
 @pytest.mark.parametrize("coverage", [0.9, 0.95])

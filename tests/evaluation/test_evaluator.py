@@ -14,33 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
-from mlops_project import settings
 from mlops_project.errors import InputError
-from mlops_project.evaluation.evaluator import known_split
+from mlops_project.evaluation.images import known_split
 from mlops_project.evaluation.report import evaluate
-from mlops_project.training.run import Result, train
+from mlops_project.training.run import Result
 
 
-@pytest.fixture(scope="module")
-def trained(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """A working folder with a trained model of two classes."""
-    folder = tmp_path_factory.mktemp("trained")
-    overrides = [f"data.data_dir={demo_folder}", "data.image_size=32", "training.max_epochs=2"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        return folder, train(settings.load(overrides))
-
-
-@pytest.fixture
-def checkpoint(trained: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The best checkpoint, with the run's working folder as the present one."""
-    monkeypatch.chdir(trained[0])
-    return trained[1].checkpoint
-
-
-def test_the_metrics_are_those_of_the_predictions(
-    trained: tuple[Path, Result], checkpoint: Path
-) -> None:
+def test_the_metrics_are_those_of_the_predictions(trained: Result, checkpoint: Path) -> None:
     facts = evaluate(checkpoint)
     folder = Path("reports/evaluation/baseline_cnn-version_0")
     assert json.loads((folder / "metrics.json").read_text())["n_images"] == facts["n_images"]
@@ -73,7 +53,7 @@ def test_the_metrics_are_those_of_the_predictions(
     assert malignant["specificity"] == pytest.approx(recall_score(~truth, ~predicted))
     # What training itself reported for the same weights
     for name, value in expected.items():
-        assert trained[1].test[f"test_{name}"] == pytest.approx(value, abs=1e-6)
+        assert trained.test[f"test_{name}"] == pytest.approx(value, abs=1e-6)
 
 
 def test_what_is_fitted_on_the_validation_split_is_judged_on_the_test_split(
@@ -85,7 +65,8 @@ def test_what_is_fitted_on_the_validation_split_is_judged_on_the_test_split(
     table = pd.read_csv(tmp_path / "test/predictions.csv")
     temperature = facts["calibration"]["temperature"]
     stored = json.loads(checkpoint.with_suffix(".calibration.json").read_text())
-    assert stored == {"temperature": temperature, "validation_images": len(seen)}
+    assert stored["temperature"] == temperature
+    assert stored["validation_images"] == len(seen)
     odds = (table["probability_malignant"] / table["probability_benign"]) ** (1 / temperature)
     assert np.allclose(table["calibrated_malignant"], odds / (1 + odds), atol=1e-5)
     point = facts["operating_points"]["malignant"]
@@ -95,7 +76,7 @@ def test_what_is_fitted_on_the_validation_split_is_judged_on_the_test_split(
     assert point["evaluated"]["sensitivity"]["value"] == pytest.approx(positive[truth].mean())
     assert point["evaluated"]["specificity"]["value"] == pytest.approx(1 - positive[~truth].mean())
     assert facts["prediction_sets"]["0.9"]["coverage"] >= 0.7
-    assert facts["gaps"] == []
+    assert not any("validation" in gap or "fitted" in gap for gap in facts["gaps"])
     assert "calibration" not in json.loads((tmp_path / "val/metrics.json").read_text())
 
 
@@ -163,7 +144,7 @@ def test_a_run_whose_images_have_moved_asks_for_their_folder(
             evaluate(checkpoint, output=tmp_path)
         facts = evaluate(checkpoint, str(moved), output=tmp_path)
         assert facts["n_images"] > 10
-        assert "the images of this run are not here" in facts["gaps"][0]
+        assert any("the images of this run are not here" in gap for gap in facts["gaps"])
     finally:
         moved.rename(demo_folder)
 

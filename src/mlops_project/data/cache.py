@@ -27,8 +27,8 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from mlops_project.data.archives import read_bytes
 from mlops_project.data.decode import UnreadableImage, decode
-from mlops_project.data.sources import read_bytes
 from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import atomic_write
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mlops_project.data import sources
+from mlops_project.data import archives, sources
 from mlops_project.data.decode import decode
 from mlops_project.data.diagnoses import unknown_diagnoses
 from mlops_project.data.same_pictures import SIDE, SamePicture, same_pictures, shown
 from mlops_project.data.splits import UNUSED, split_by_lesion
+from mlops_project.data.tables import read_rows
 from mlops_project.errors import InputError
 
 # Between splits the share of leaked melanomas varies by 0.04 on HAM10000; their mean by 0.006.
@@ -139,23 +140,20 @@ def _read(folder: Path) -> tuple[str, pd.DataFrame, dict[str, tuple[str, str]], 
     parts = [pd.DataFrame(columns=["image_id", "lesion_id", "dx"], dtype=str)]
     files: dict[str, tuple[str, str]] = {}
     try:
-        layout, tables, places = sources._recognise(folder)
+        layout, tables, places = sources.recognise(folder)
     except InputError as error:
         return "", parts[0], files, [str(error)]
     unusable = []
     for path in tables:
         try:
-            if layout == "challenge":
-                parts.append(sources._read_challenge(path, folder))
-            else:
-                parts.append(sources._read_metadata(path))
+            parts.append(read_rows(path, layout, folder))
             if parts[-1].empty:
                 unusable.append(f"{path}: the table has no rows; it needs one row for each image")
         except InputError as error:
             unusable.append(str(error))
     for place in places:
         try:
-            files = {**sources._image_files([place]), **files}
+            files = {**archives.image_files([place]), **files}
         except InputError as error:
             unusable.append(str(error))
     return layout, pd.concat(parts, ignore_index=True), files, unusable
@@ -169,7 +167,7 @@ def _decode_all(
 
     def look(file: tuple[str, str]) -> tuple[np.ndarray, str] | str:
         try:
-            data = sources.read_bytes(*file)
+            data = archives.read_bytes(*file)
             return decode(data, SIDE), hashlib.blake2b(data, digest_size=16).hexdigest()
         except (OSError, ValueError) as error:
             return (str(error) or type(error).__name__).splitlines()[0][:120]

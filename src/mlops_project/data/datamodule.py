@@ -28,7 +28,14 @@ from mlops_project.data.loading import (
 )
 from mlops_project.data.sampling import EvaluationBatches, TrainingBatches
 from mlops_project.data.sources import Source, read_source
-from mlops_project.data.splits import SPLITS, UNUSED, split_by_lesion, split_hash, subsample
+from mlops_project.data.splits import (
+    SPLITS,
+    UNUSED,
+    into_folds,
+    split_by_lesion,
+    split_hash,
+    subsample,
+)
 from mlops_project.errors import InputError
 
 log = logging.getLogger("mlops_project")
@@ -100,8 +107,11 @@ class HAM10000DataModule(pl.LightningDataModule):
         assert self.source is not None, "call setup() first"
         return self.source.synthetic
 
-    def read(self) -> None:
+    def read(self, source: Source | None = None) -> None:
         """Reads the table and makes the split; decodes nothing.
+
+        Args:
+            source: read already; its images may lack a diagnosis, and have the label -1 then.
 
         Raises:
             InputError: the folder, the table or a diagnosis cannot be used.
@@ -113,10 +123,15 @@ class HAM10000DataModule(pl.LightningDataModule):
             from mlops_project.data.demo import generate
 
             generate(Path(settings.data_dir))
-        source = read_source(settings.data_dir)
+        # Only an evaluation brings a source, and may do without diagnoses.
+        known = slice(None) if source is None else (source.table["dx"] != "").to_numpy()
+        source = source or read_source(settings.data_dir)
         table = source.table
-        self.labels = diagnoses.labels(table["dx"], self.num_classes)
+        self.labels = np.full(len(table), -1, dtype=np.int64)
+        self.labels[known] = diagnoses.labels(table["dx"][known], self.num_classes)
         split = split_by_lesion(table, self.seed, settings.val_fraction, settings.test_fraction)
+        if settings.folds:
+            split = into_folds(table, split, self.seed, settings.folds, settings.fold)
         kept = subsample(
             table, split, settings.subsample_percentage, settings.stratified_sampling, self.seed
         )
@@ -133,7 +148,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         splits = {"validate": ("val",), "test": ("test",)}.get(stage or "fit", SPLITS)
         self.decode(np.flatnonzero(np.isin(self.split, splits)))
         for name in splits:
-            if not (self.split == name).any():
+            if not (self.split == name).any() and (name != "test" or self.settings.test_fraction):
                 raise InputError(
                     f"{self.settings.data_dir}: no image is left for the {name} split; it needs "
                     "at least three lesions\n(see uv run src/mlops_project/dataset.py check "

@@ -20,18 +20,19 @@ DIAGNOSES = {
     "vasc": "vascular lesion",
 }
 MALIGNANT = frozenset({"akiec", "bcc", "mel"})
+BINARY = ("benign", "malignant")
 
 
 def class_names(num_classes: int) -> tuple[str, ...]:
     """("benign", "malignant") for 2 classes, the diagnoses in alphabetical order for 7."""
-    return ("benign", "malignant") if num_classes == 2 else tuple(DIAGNOSES)
+    return BINARY if num_classes == 2 else tuple(DIAGNOSES)
 
 
-def unknown_diagnoses(dx: Iterable[str]) -> dict[str, int]:
-    """How often each text that is none of the seven diagnoses occurs."""
+def unknown_diagnoses(dx: Iterable[str], num_classes: int = 2) -> dict[str, int]:
+    """How often each text occurs that is no diagnosis; benign and malignant tell two classes."""
     counts: dict[str, int] = {}
     for name in dx:
-        if name not in DIAGNOSES:
+        if name not in DIAGNOSES and not (num_classes == 2 and name in BINARY):
             counts[name] = counts.get(name, 0) + 1
     return counts
 
@@ -43,16 +44,17 @@ def labels(dx: Iterable[str], num_classes: int) -> np.ndarray:
         InputError: a diagnosis is none of the seven.
     """
     names = list(dx)
-    unknown = unknown_diagnoses(names)
+    unknown = unknown_diagnoses(names, num_classes)
     if unknown:
         listed = ", ".join(
             f"'{printable(name or '(empty)', 30)}' ({n})" for name, n in list(unknown.items())[:5]
         )
+        known = [*DIAGNOSES, *(BINARY if num_classes == 2 else ())]
         raise InputError(
             f"{sum(unknown.values())} images have an unknown diagnosis: {listed}\n"
-            f"Known: {', '.join(DIAGNOSES)}. Correct or remove these rows of the table."
+            f"Known: {', '.join(known)}. Correct or remove these rows of the table."
         )
     if num_classes == 2:
-        return np.array([name in MALIGNANT for name in names], dtype=np.int64)
+        return np.array([name in MALIGNANT or name == BINARY[1] for name in names], dtype=np.int64)
     index = {name: i for i, name in enumerate(DIAGNOSES)}
     return np.array([index[name] for name in names], dtype=np.int64)

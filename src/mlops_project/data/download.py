@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-from mlops_project.data.sources import DAMAGED, MAX_TABLE_BYTES, TABLE_ENDINGS
+from mlops_project.data.archives import DAMAGED
+from mlops_project.data.tables import MAX_TABLE_BYTES, TABLE_ENDINGS
 from mlops_project.errors import InputError, ProjectError
 from mlops_project.printable import printable
 

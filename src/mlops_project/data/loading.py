@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from mlops_project.data.archives import read_bytes
 from mlops_project.data.cache import ImageCache
 from mlops_project.data.crops import cut, places
 from mlops_project.data.decode import decode
 from mlops_project.data.sampling import Request
-from mlops_project.data.sources import read_bytes
 from mlops_project.errors import ENDING_SIGNALS, ProjectError
 
 log = logging.getLogger("mlops_project")

@@ -36,34 +36,71 @@ def split_by_lesion(
 ) -> np.ndarray:
     """Assigns every image to a split, all images of a lesion to the same one.
 
-    Within a diagnosis each lesion, those with the most images first, goes to the split that has
-    the smallest share of its target so far. A split then exceeds its target by less than the
-    images of one lesion, and so falls short by less than those of two; a diagnosis with three
-    lesions or more is in all of them.
+    A split exceeds its share of a diagnosis by less than the images of one lesion, and so falls
+    short by less than those of two; a diagnosis with three lesions or more is in all of them.
 
     Args:
         table: columns lesion_id and dx, one row an image.
         seed: another seed gives another split.
         val_fraction, test_fraction: share of each diagnosis's images; the rest is for training.
+            A test_fraction of 0 makes no test split.
 
     Returns:
         "train", "val" or "test" for each row of the table, dtype object [N].
     """
-    fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-    lesions = _lesions(table, seed, "split")
+    shares = {"train": 1 - val_fraction - test_fraction, "val": val_fraction}
+    if test_fraction:
+        shares["test"] = test_fraction
+    dealt = _deal(_lesions(table, seed, "split"), shares, seed, first="train")
+    return table["lesion_id"].map(dealt).to_numpy(dtype=object)
+
+
+def into_folds(
+    table: pd.DataFrame, split: np.ndarray, seed: int, folds: int, fold: int
+) -> np.ndarray:
+    """One split of a cross-validation: every lesion outside the test split is in one fold.
+
+    Args:
+        table: columns lesion_id and dx, one row an image.
+        split: of `split_by_lesion`, whose test split stays as it is.
+        seed: another seed gives other folds.
+        folds: how many; each has about as many images of a diagnosis.
+        fold: which one is for validation, from 0; the others are for training.
+
+    Returns:
+        "train", "val" or "test" for each row of the table, dtype object [N].
+    """
+    lesions = _lesions(table[split != "test"], seed, "split")
+    shares = {str(number): 1 / folds for number in range(folds)}
+    dealt = table["lesion_id"].map(_deal(lesions, shares, seed)).to_numpy(dtype=object)
+    return np.where(split == "test", "test", np.where(dealt == str(fold), "val", "train"))
+
+
+def _deal(
+    lesions: pd.DataFrame, shares: dict[str, float], seed: int, first: str | None = None
+) -> dict[str, str]:
+    """Which part each lesion goes to.
+
+    Within a diagnosis each lesion, those with the most images first, goes to the part that has the
+    smallest share of its target so far.
+
+    Args:
+        lesions: of `_lesions`.
+        shares: of the images, by the name of the part.
+        seed: of the order of parts that have equally much; `first`: comes before all of them, where
+            there are too few lesions.
+    """
     assigned: dict[str, str] = {}
     for dx, group in lesions.groupby("dx", sort=True):
-        # Equal shares go to train first where there are too few lesions for all three.
-        ties = [_order_key(seed, f"tie:{dx}", split) for split in SPLITS]
-        ties[0] = -1
-        dealt = [0, 0, 0]
+        ties = {n: -1 if n == first else _order_key(seed, f"tie:{dx}", n) for n in shares}
+        dealt = dict.fromkeys(shares, 0)
         for lesion_id, images in group.sort_values(["images", "order"], ascending=[False, True])[
             "images"
         ].items():
-            chosen = min(range(3), key=lambda s: (dealt[s] / fractions[s], ties[s]))
+            chosen = min(shares, key=lambda name: (dealt[name] / shares[name], ties[name]))
             dealt[chosen] += int(images)
-            assigned[str(lesion_id)] = SPLITS[chosen]
-    return table["lesion_id"].map(assigned).to_numpy(dtype=object)
+            assigned[str(lesion_id)] = chosen
+    return assigned
 
 
 def subsample(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mlops_project.files import atomic_write
+from mlops_project.training.checkpoints import CALIBRATION
 
 log = logging.getLogger("mlops_project")
 
@@ -47,17 +48,23 @@ def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarra
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def store_temperature(checkpoint: Path, temperature: float, images: int) -> Path | None:
-    """Writes it beside the checkpoint, as <name>.calibration.json; None where that is read-only."""
-    path = checkpoint.with_suffix(".calibration.json")
+def store_temperature(checkpoint: Path, temperature: float, epoch: int, images: int) -> None:
+    """Writes it beside the checkpoint, as <name>.calibration.json, where that can be written.
+
+    Args:
+        checkpoint: whose logits are to be divided.
+        temperature: fitted on its validation split.
+        epoch: of the checkpoint, which tells whether a last.ckpt has moved on since.
+        images: on how many it was fitted.
+    """
+    path = checkpoint.with_suffix(CALIBRATION)
+    facts = {"temperature": temperature, "epoch": epoch, "validation_images": images}
     try:
         with atomic_write(path) as file:
-            json.dump({"temperature": temperature, "validation_images": images}, file, indent=2)
+            json.dump(facts, file, indent=2)
             file.write("\n")
     except OSError as error:
         log.warning("%s: the temperature is not stored (%s)", path, error.strerror)
-        return None
-    return path
 
 
 def set_thresholds(

@@ -21,18 +21,22 @@ def decide(
 
     Args:
         names: of the classes, in the order of the probabilities.
-        validation, predictions: tables of `evaluator.predict`.
+        validation, predictions: tables of `inference.Predictions`; y_true of the latter may be "".
         sensitivity: that the thresholds are to reach on the validation split.
 
     Returns:
-        The entries calibration, operating_points and prediction_sets of metrics.json; and the
-        calibrated probabilities of the predictions, float [N, K].
+        The entries calibration, operating_points and prediction_sets of metrics.json, none where no
+        class is known; and the calibrated probabilities of all predictions, float [N, K].
     """
     seen_labels, seen = _arrays(names, validation)
-    labels, raw = _arrays(names, predictions)
-    lesions = predictions["lesion_id"].to_numpy()
+    all_labels, raw = _arrays(names, predictions)
     temperature = calibration.fit_temperature(seen_labels, seen)
-    scaled = calibration.with_temperature(raw, temperature)
+    all_scaled = calibration.with_temperature(raw, temperature)
+    known = all_labels >= 0
+    if not known.any():
+        return {}, all_scaled
+    labels, raw, scaled = all_labels[known], raw[known], all_scaled[known]
+    lesions = predictions["lesion_id"].to_numpy()[known]
     seen_scaled = calibration.with_temperature(seen, temperature)
     facts = {
         "calibration": {
@@ -55,7 +59,7 @@ def decide(
             for coverage in COVERAGES
         },
     }
-    return facts, scaled
+    return facts, all_scaled
 
 
 def malignant_classes(names: list[str]) -> list[int]:
@@ -70,7 +74,8 @@ def _questions(names: list[str]) -> dict[str, list[int]]:
 
 
 def _arrays(names: list[str], table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    labels = table["y_true"].map({n: k for k, n in enumerate(names)}).to_numpy()
+    """Labels, int64 [N], -1 where unknown, and probabilities, float [N, K]."""
+    labels = pd.Index(names).get_indexer(pd.Index(table["y_true"]))
     return labels, table[[f"probability_{n}" for n in names]].to_numpy(dtype=float)
 
 

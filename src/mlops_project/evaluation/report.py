@@ -2,169 +2,293 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import torch
 
+from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
-from mlops_project.evaluation import calibration, evaluator, subgroups
+from mlops_project.evaluation import (
+    abstention,
+    calibration,
+    comparison,
+    evaluator,
+    explanations,
+    leaks,
+    out_of_distribution,
+    subgroups,
+    terminal,
+)
 from mlops_project.evaluation.decisions import decide, malignant_classes
-from mlops_project.evaluation.pictures import draw_confusion_matrix
+from mlops_project.evaluation.images import (
+    OUT_OF_FOLD,
+    Images,
+    known_split,
+    open_images,
+    reopen,
+)
+from mlops_project.evaluation.inference import Predictions, embed, predict
+from mlops_project.evaluation.model_card import write_model_card
+from mlops_project.evaluation.page import write_page
+from mlops_project.evaluation.pictures import draw_pictures
+from mlops_project.evaluation.trained_model import TrainedModel, describe, load_models
+from mlops_project.files import atomic_write
+
+log = logging.getLogger("mlops_project")
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoints: Path | Sequence[Path],
     data_dir: str | None = None,
     split: str = "test",
     output: Path | None = None,
     target_sensitivity: float = 0.9,
+    *,
+    tta: bool = False,
+    exclude_leaked: bool = False,
+    compare_with: Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint; writes metrics.json, predictions.csv and confusion_matrix.png.
+    """Evaluates a checkpoint, or several as one; writes what docs/evaluation.md lists.
 
     Args:
-        checkpoint: of a run.
+        checkpoints: of runs; the probabilities of several are averaged.
         data_dir: folder with images; None: the run's own.
-        split: "val", "test" or "all".
+        split: "val", "test", "out-of-fold" or "all".
         output: folder to write to; None: reports/evaluation/<model>-version_N.
         target_sensitivity: that thresholds reach on the validation split.
+        tta: average over turned and mirrored images.
+        exclude_leaked: leave out what shows anything of the training split.
+        compare_with: checkpoint of another model.
 
     Returns:
         What metrics.json holds.
 
     Raises:
-        InputError: checkpoint, folder or split cannot be used.
+        InputError: a checkpoint, the folder or the split cannot be used.
     """
-    model = evaluator.load_model(checkpoint)
-    data, rows = evaluator.open_images(model, data_dir, split)
-    predictions = evaluator.predict(model, data, rows)
-    facts = {
-        "checkpoint": str(checkpoint),
-        "model": model.config.model.name,
-        "data_dir": str(data.settings.data_dir),
-        "split": split,
-        "synthetic": data.synthetic or model.facts["synthetic"],
-        **evaluator.measure(model, predictions),
-        "subgroups": _subgroups(model, data.table.iloc[rows], predictions),
-        "gaps": [],
-    }
-    validation, gap = _validation(model, split)
-    if validation is None:
+    models = load_models([checkpoints] if isinstance(checkpoints, Path) else checkpoints)
+    other = load_models([compare_with]) if compare_with else None
+    images = open_images(models, data_dir, split)
+    folder = output or default_output(models)
+    folder.mkdir(parents=True, exist_ok=True)
+    audit, images = _audited(models, images, exclude_leaked)
+    facts = _facts(models, images, split, tta) | {"leaks": audit}
+    predictions = predict(models, images, tta=tta)
+    validation, gap = _validation(models, images, split, tta)
+    facts["gaps"] += [gap] if gap else []
+    table, labelled = predictions.table, predictions.labelled()
+    if len(labelled) < len(table):
+        gap = f"{len(table) - len(labelled)} images have no diagnosis (column dx): not measured"
+        if labelled.empty:
+            gap = "no image has a diagnosis (column dx): nothing is measured"
         facts["gaps"].append(gap)
-    else:
-        names = model.class_names
-        decided, calibrated = decide(names, validation, predictions, target_sensitivity)
-        facts |= decided
-        for k, name in enumerate(names):
-            predictions[f"calibrated_{name}"] = calibrated[:, k]
-        temperature = decided["calibration"]["temperature"]
-        calibration.store_temperature(checkpoint, temperature, len(validation))
-    folder = output or evaluator.default_output(checkpoint)
-    evaluator.write(folder, facts, predictions)
-    title = f"{model.config.model.name}, {facts['n_images']} images ({split})"
-    title += "\nSYNTHETIC DATA" if facts["synthetic"] else ""
-    draw_confusion_matrix(predictions, model.class_names, folder / "confusion_matrix.png", title)
-    show(facts, folder)
+    if not labelled.empty:
+        facts |= evaluator.measure(images.class_names, labelled)
+        facts["gaps"] += evaluator.unmeasured(facts)
+        known = images.table[(table["y_true"] != "").to_numpy()].reset_index(drop=True)
+        facts["subgroups"] = _subgroups(images.class_names, known, labelled)
+    if validation is not None:
+        _calibrate(facts, models, images, validation, table, target_sensitivity)
+    if not labelled.empty:
+        facts["abstention"] = _abstention(images.class_names, predictions.labelled())
+    if other is not None:
+        facts["comparison"] = _compared(other, images, predictions, tta)
+        facts["gaps"] += facts["comparison"].pop("gaps")
+    unlike = _out_of_distribution(models, images, predictions, validation)
+    _add(facts, "out_of_distribution", unlike)
+    _explain(facts, models, images, labelled, folder)
+    written = _write(folder, facts, table)
+    pictures = draw_pictures(facts, table, folder)
+    written.append(write_page(facts, pictures, folder, table))
+    written.append(write_model_card(facts, folder, table))
+    written += [picture.path for picture in pictures]
+    terminal.show(facts, written)
     return facts
 
 
-def _subgroups(
-    model: evaluator.TrainedModel, table: pd.DataFrame, predictions: pd.DataFrame
+def _audited(
+    models: Sequence[TrainedModel], images: Images, exclude: bool
+) -> tuple[dict[str, Any], Images]:
+    """The audit of what was trained on, and the images that are to be evaluated."""
+    facts = leaks.audit(
+        [model.facts["split"] for model in models],
+        images.table,
+        same_pictures.thumbnails(images.data[0], images.rows),
+        leaks.training_pictures(models),
+        asked=images.asked,
+        excluded=exclude,
+    )
+    if facts["status"] != "clean":
+        log.warning(facts["sentence"])
+    return facts, images.without(set(facts["leaked_images"])) if exclude else images
+
+
+def _calibrate(
+    facts: dict[str, Any],
+    models: Sequence[TrainedModel],
+    images: Images,
+    validation: Predictions,
+    table: pd.DataFrame,
+    target_sensitivity: float,
+) -> None:
+    """Adds the decisions to the facts, and the calibrated probabilities to the table."""
+    names = images.class_names
+    decided, calibrated = decide(names, validation.labelled(), table, target_sensitivity)
+    facts |= decided
+    table[[f"calibrated_{name}" for name in names]] = calibrated
+    # The temperature of the model's own logits, for whoever uses it without this program
+    if decided and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
+        known = decided["calibration"]
+        calibration.store_temperature(
+            models[0].path, known["temperature"], models[0].epoch, known["validation_images"]
+        )
+
+
+def _abstention(names: list[str], labelled: pd.DataFrame) -> dict[str, Any]:
+    kind = "calibrated" if f"calibrated_{names[0]}" in labelled else "probability"
+    return abstention.judge(
+        pd.Index(names).get_indexer(pd.Index(labelled["y_true"])),
+        labelled[[f"{kind}_{name}" for name in names]].to_numpy(dtype=float),
+        labelled["lesion_id"].to_numpy(),
+    )
+
+
+def _compared(
+    other: Sequence[TrainedModel], images: Images, predictions: Predictions, tta: bool
 ) -> dict[str, Any]:
-    malignant = [model.class_names[k] for k in malignant_classes(model.class_names)]
+    second = predict(other, reopen(images, other), tta=tta)
+    parts = known_split(images.table, other[0].facts["split"])
+    return comparison.compare(
+        images.class_names,
+        predictions.labelled(),
+        second.labelled(),
+        str(other[0].path),
+        seen_by_second=set(images.table["image_id"][parts == "train"]),
+    )
+
+
+def _out_of_distribution(
+    models: Sequence[TrainedModel],
+    images: Images,
+    predictions: Predictions,
+    validation: Predictions | None,
+) -> dict[str, Any]:
+    if predictions.features is None or (validation is not None and validation.features is None):
+        return {"gap": "no out-of-distribution scores: not all models are asked about all images"}
+    known = None
+    if validation is not None and validation.features is not None:
+        known = (validation.table, validation.features)
+    return out_of_distribution.judge(
+        known,
+        (predictions.table, predictions.features),
+        images.pixels,
+        lambda made: embed(models, made),
+    )
+
+
+def _explain(
+    facts: dict[str, Any],
+    models: Sequence[TrainedModel],
+    images: Images,
+    labelled: pd.DataFrame,
+    folder: Path,
+) -> None:
+    """Adds pictures of what the first model looks at."""
+    names = models[0].class_names
+    if images.class_names != names or not images.asked[0].all():
+        gap = "no pictures of what the network looks at: "
+        facts["gaps"].append(gap + "the classes, or the images, are not all of the first model")
+        return
+    chosen = explanations.choose(labelled, names)
+    positions = pd.Index(images.table["image_id"]).get_indexer(pd.Index(chosen["image_id"]))
+    pixels = torch.from_numpy(images.pixels(positions))
+    found, missing = explanations.explain(models[0], chosen, pixels, folder, len(models))
+    facts["explanations"] = found
+    facts["gaps"] += [missing] if missing else []
+
+
+def _add(facts: dict[str, Any], name: str, found: dict[str, Any]) -> None:
+    """Adds an entry, or why there is none."""
+    if "gap" in found:
+        facts["gaps"].append(found["gap"])
+    else:
+        facts[name] = found
+
+
+def default_output(models: Sequence[TrainedModel]) -> Path:
+    """reports/evaluation/<model>-version_N for a run's checkpoint, else named after its file."""
+    path = models[0].path.absolute()
+    run, name = path.parent.parent, path.stem
+    if path.parent.name == "checkpoints" and run.name.startswith("version_"):
+        name = f"{run.parent.name}-{run.name}"
+    more = len(models) - 1
+    return Path("reports/evaluation") / (f"{name}-and-{more}-more" if more else name)
+
+
+def _facts(models: Sequence[TrainedModel], images: Images, split: str, tta: bool) -> dict[str, Any]:
+    """What is known before anything is predicted."""
+    first = models[0]
+    return {
+        "checkpoint": str(first.path),
+        "checkpoints": [str(model.path) for model in models],
+        "model": describe(models),
+        "class_names": images.class_names,
+        "data_dir": str(images.folder),
+        "split": split,
+        "split_hash": first.facts["split_hash"],
+        "epoch": first.epoch,
+        "weights": first.facts["weights"],
+        "tta": tta,
+        "synthetic": images.data[0].synthetic or any(m.facts["synthetic"] for m in models),
+        "settings": first.facts["config"],
+        "n_images": len(images.rows),
+        "n_lesions": int(images.table["lesion_id"].nunique()),
+        "gaps": [],
+    }
+
+
+def _subgroups(names: list[str], table: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, Any]:
+    malignant = [names[k] for k in malignant_classes(names)]
     scores = predictions[[f"probability_{name}" for name in malignant]].sum(axis=1).to_numpy()
     truth, positive = (predictions[c].isin(malignant).to_numpy() for c in ("y_true", "y_pred"))
-    return subgroups.compare(table.reset_index(drop=True), truth, scores, positive)
+    return subgroups.compare(table, truth, scores, positive)
 
 
-def _validation(model: evaluator.TrainedModel, split: str) -> tuple[pd.DataFrame | None, str]:
-    """Predictions of the run's own validation split, or why there are none."""
+def _validation(
+    models: Sequence[TrainedModel], images: Images, split: str, tta: bool
+) -> tuple[Predictions | None, str]:
+    """Predictions of the runs' own validation split, or why there are none."""
     missing = "no calibration, thresholds and prediction sets: "
     if split != "test":
         return None, f"{missing}they are fitted on images that are evaluated here"
+    same = len({model.facts["split_hash"] for model in models}) == 1
     try:
-        data, rows = evaluator.open_images(model, None, "val")
+        # With other splits, as in a cross-validation, no image is of all validation splits.
+        own = open_images(models, None, "val" if same else OUT_OF_FOLD, images.class_names)
     except InputError as error:
         return None, missing + str(error).splitlines()[0]
-    return evaluator.predict(model, data, rows), ""
+    return predict(models, own, tta=tta), ""
 
 
-def show(facts: dict[str, Any], folder: Path) -> None:
-    """Prints the metrics, and where the files are."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    note = ", SYNTHETIC DATA" if facts["synthetic"] else ""
-    count = f"{facts['n_images']} images, {facts['n_lesions']} lesions"
-    table = Table(title=f"{facts['model']}, {facts['split']}{note}\n{count}", min_width=32)
-    table.add_column("metric")
-    for column in ("by image", "95 % interval", "by lesion", "95 % interval"):
-        table.add_column(column, justify="right")
-    for name, metric in facts["metrics"].items():
-        lesion = facts["by_lesion"]["metrics"][name]
-        cells = [(_shown(m["value"]), _interval(m["ci95"])) for m in (metric, lesion)]
-        table.add_row(name.replace("_", " "), *(text for pair in cells for text in pair))
-    console.print(table)
-    columns = list(next(iter(facts["per_class"].values())))
-    table = Table(title="each class against the rest", box=SIMPLE)
-    table.add_column("class")
-    for column in columns:
-        table.add_column(column.removeprefix("n_").replace("_", " "), justify="right")
-    for name, values in facts["per_class"].items():
-        table.add_row(name, *(_shown(values[c]) for c in columns))
-    console.print(table)
-    _show_decisions(console, facts)
-    gap = facts["subgroups"]["largest_gap"]
-    if gap is not None:
-        text = "largest gap between groups: AUROC of malignant is {difference:.3f} lower for "
-        text += "{attribute} {worse} than for {better}"
-        console.print(text.format(**gap), soft_wrap=True, highlight=False, markup=False)
-    for gap in facts["gaps"]:
-        console.print(gap, soft_wrap=True, highlight=False, markup=False)
-    text = f"written to {folder}/: metrics.json, predictions.csv, confusion_matrix.png"
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+def _write(folder: Path, facts: dict[str, Any], predictions: pd.DataFrame) -> list[Path]:
+    """Writes metrics.json and predictions.csv; a value that is not a number becomes null."""
+    with atomic_write(folder / "predictions.csv") as file:
+        predictions.to_csv(file, index=False)
+    with atomic_write(folder / "metrics.json") as file:
+        json.dump(_finite(facts), file, indent=2, allow_nan=False)
+        file.write("\n")
+    return [folder / "metrics.json", folder / "predictions.csv"]
 
 
-def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    if "calibration" not in facts:
-        return
-    table = Table(title="thresholds chosen on the validation split", box=SIMPLE)
-    for column in ("question", "threshold", "sensitivity", "specificity", "PPV", "NPV"):
-        table.add_column(column, justify="left" if column == "question" else "right")
-    for question, point in facts["operating_points"].items():
-        if "gap" in point:
-            table.add_row(question, point["gap"])
-            continue
-        values = [point["evaluated"][n] for n in ("sensitivity", "specificity", "ppv", "npv")]
-        cells = [f"{_shown(v['value'])} ({_interval(v['ci95'])})" for v in values]
-        table.add_row(question, _shown(point["threshold"]), *cells)
-    console.print(table)
-    known = facts["calibration"]
-    before, after = (known[when]["ece"]["value"] for when in ("before", "after"))
-    lines = [
-        f"calibration: temperature {known['temperature']:.2f}, ECE {before:.3f} -> {after:.3f}"
-    ]
-    for coverage, sets in facts["prediction_sets"].items():
-        lines.append(
-            f"prediction sets for {float(coverage):.0%}: {sets['coverage']:.1%} of them hold the "
-            f"true class, {sets['mean_size']:.2f} classes on average"
-        )
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _interval(bounds: list[float]) -> str:
-    return "–" if math.isnan(bounds[0]) else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
-
-
-def _shown(value: float) -> str:
-    if isinstance(value, (int, np.integer)):
-        return str(value)
-    return "–" if math.isnan(value) else f"{value:.3f}"
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,7 @@ from mlops_project.evaluation import bootstrap, measures
 AGE_BANDS = (0, 30, 45, 60, 75, np.inf)  # years, from … up to, but not including
 FEWEST = 20  # images that a group must have for its measures to be told
 FEWEST_OF_A_KIND = 5  # malignant ones, and benign ones
+UNKNOWN = "unknown"
 # Nothing in HAM10000 says which skin an image shows.
 SKIN_TONE = "HAM10000 has no labels of skin tone: nothing can be said of differences between them."
 
@@ -29,11 +30,11 @@ def attributes(table: pd.DataFrame) -> dict[str, np.ndarray]:
     band = np.searchsorted(AGE_BANDS, np.nan_to_num(ages), side="right") - 1
     counts = table.groupby("lesion_id")["lesion_id"].transform("size").to_numpy()
     found = {
-        "age": np.where(np.isnan(ages), "unknown", np.array(names)[band.clip(0, len(names) - 1)]),
+        "age": np.where(np.isnan(ages), UNKNOWN, np.array(names)[band.clip(0, len(names) - 1)]),
         "images_of_the_lesion": np.where(counts == 1, "one", "several"),
     }
     for column in ("sex", "localization", "dataset", "dx_type"):
-        found[column] = table[column].fillna("unknown").replace("", "unknown").to_numpy(dtype=str)
+        found[column] = table[column].fillna(UNKNOWN).replace("", UNKNOWN).to_numpy(dtype=str)
     return found
 
 
@@ -84,10 +85,17 @@ def _measured(
 
 
 def _largest_gap(groups: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The largest difference of an AUROC between two groups of one attribute."""
+    """The largest difference of an AUROC between two groups of one attribute.
+
+    Those of whom the attribute is not known are no group that a model could be worse for.
+    """
     found = []
     for attribute, known in groups.items():
-        told = {g: facts["auroc"]["value"] for g, facts in known.items() if "auroc" in facts}
+        told = {
+            group: facts["auroc"]["value"]
+            for group, facts in known.items()
+            if "auroc" in facts and group != UNKNOWN
+        }
         if len(told) > 1:
             worst, best = min(told, key=lambda g: told[g]), max(told, key=lambda g: told[g])
             found.append((told[best] - told[worst], attribute, best, worst))

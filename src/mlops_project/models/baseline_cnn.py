@@ -53,10 +53,18 @@ class BaselineCNN(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Float [B, 3, S, S] to logits [B, K]."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Float [B, 3, S, S] to the last feature map [B, C, h, w]; timm's name for it."""
         features = images
         for block in self.blocks:
             if self.recompute and self.training and torch.is_grad_enabled():
                 features = torch.utils.checkpoint.checkpoint(block, features, use_reentrant=False)
             else:
                 features = block(features)
+        return features
+
+    def forward_head(self, features: torch.Tensor) -> torch.Tensor:
+        """The last feature map [B, C, h, w] to logits [B, K]; timm's name for it."""
         return self.head(self.dropout(self.hidden(features.mean(dim=(2, 3)))))

@@ -30,6 +30,7 @@ from mlops_project.training.folders import PREVIOUS
 ENTRY = "mlops_project"
 FORMAT = 2  # 1: no checksum, and not all that an exact resume needs
 LAST = "last.ckpt"
+CALIBRATION = ".calibration.json"  # ending of the file beside a checkpoint with its temperature
 _MARK = b"mlops_project sha256 "
 _COMMENT = len(_MARK) + 64  # bytes
 
@@ -64,6 +65,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+        # What an evaluation left beside it
+        Path(path).with_suffix(CALIBRATION).unlink(missing_ok=True)
 
 
 class _Hashing:

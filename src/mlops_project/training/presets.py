@@ -8,13 +8,13 @@ same.
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import torch
 from torch import nn
 
 from mlops_project.config import Config, TrainingConfig
+from mlops_project.training.processes import placement
 
 log = logging.getLogger("mlops_project")
 
@@ -58,8 +58,8 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
             # On a CPU the library's convolutions are as fast as they get; what is between those of
             # a depthwise network is not.
             and (device == "cuda" or depthwise)
-            and options.devices in ("auto", "1")  # with several processes it has not been tried
-            and int(os.environ.get("WORLD_SIZE", "1")) == 1
+            and options.devices in ("auto", "1")
+            and placement() in (None, (1, 1))  # with several processes it has not been tried
             and _compiles(device)
         )
         chosen.append("compiled" if options.compile else "not compiled")

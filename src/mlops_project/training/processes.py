@@ -25,16 +25,37 @@ from typing import Any
 import lightning.pytorch as pl
 import psutil
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from mlops_project.errors import EXIT_FAILED, ProjectError
+from mlops_project.errors import EXIT_FAILED, InputError, ProjectError
 from mlops_project.training.signals import leave_at_once
 
 REPORTS = "MLOPS_PROJECT_REPORTS"  # environment: folder for last words
 START_SECONDS = 600  # for all to arrive: the slowest may still have to read its modules
 GRACE_SECONDS = 8.0  # what the first process has to notice by itself that another has gone
+
+
+def placement() -> tuple[int, int] | None:
+    """(processes on each host, hosts) where torchrun or SLURM has started this process, else None.
+
+    Raises:
+        InputError: SLURM has not as many tasks on each host.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        return here, int(os.environ["WORLD_SIZE"]) // here
+    if SLURMEnvironment.detect() and "SLURM_PROCID" in os.environ:
+        tasks, hosts = (int(os.environ.get(f"SLURM_{n}", "1")) for n in ("NTASKS", "NNODES"))
+        if tasks % hosts:
+            raise InputError(
+                f"SLURM has started {tasks} tasks on {hosts} hosts; each needs as many\n"
+                "(sbatch --ntasks-per-node=…, one for each GPU)"
+            )
+        return tasks // hosts, hosts
+    return None
 
 
 def gather(values: torch.Tensor) -> torch.Tensor:

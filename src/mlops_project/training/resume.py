@@ -27,6 +27,8 @@ BATCHES = {
     "data.batch_size",
     "data.subsample_percentage",
     "data.val_fraction",
+    "data.folds",
+    "data.fold",
     "data.test_fraction",
     "training.accumulate_grad_batches",
     "training.devices",

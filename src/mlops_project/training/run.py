@@ -168,7 +168,8 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
                 log.info("stopped early: %s", early.stopping_reason_message)
             best, weights = _best(keeper)
             module.load_state_dict(weights)
-            trainer.test(module, datamodule=data, verbose=False)
+            if len(data.rows_of("test")):
+                trainer.test(module, datamodule=data, verbose=False)
 
     test = {n: v for n, v in metrics.latest.items() if n.startswith("test_")}
     result = Result(folder, best, history.best(), test)

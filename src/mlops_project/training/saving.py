@@ -80,6 +80,12 @@ class Checkpoints(Checkpoint):
                 "the processes have found different checkpoints to go on from\n"
                 "Name one: training.resume_from_checkpoint=PATH"
             )
+        split = trainer.datamodule.split_hash()  # type: ignore[attr-defined]
+        if trainer.strategy.broadcast(split) != split:
+            raise ProjectError(
+                "the processes have found different images, or split them differently\n"
+                "Every host needs the same images and the same settings."
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._agreement.start(trainer, self.options.process_timeout)

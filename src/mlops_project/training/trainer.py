@@ -36,7 +36,7 @@ from mlops_project.training.batch_norm import SyncedBatchNorm
 from mlops_project.training.checkpoints import AtomicCheckpointIO
 from mlops_project.training.finetuning import Unfreezing, freezes
 from mlops_project.training.presets import device_type
-from mlops_project.training.processes import START_SECONDS, WatchedDDP, WatchedFSDP
+from mlops_project.training.processes import START_SECONDS, WatchedDDP, WatchedFSDP, placement
 from mlops_project.training.tracking import monitor_mode
 
 log = logging.getLogger("mlops_project")
@@ -79,6 +79,7 @@ def build_trainer(
     return pl.Trainer(
         accelerator=options.accelerator,
         devices=_devices(options),
+        num_nodes=(placement() or (1, 1))[1],
         strategy=strategy,
         precision=lightning_precision(options),
         accumulate_grad_batches=options.accumulate_grad_batches,
@@ -124,6 +125,14 @@ def _check_accelerator(options: TrainingConfig) -> None:
 
 
 def _devices(options: TrainingConfig) -> int | str:
+    placed = placement()
+    if placed and options.devices not in ("auto", str(placed[0])):
+        raise InputError(
+            f"training.devices={options.devices}: {placed[0]} processes were started on each host; "
+            "leave training.devices out"
+        )
+    if placed:
+        return placed[0]
     if options.devices == "auto":
         # Several processes on one CPU only get in each other's way.
         return "auto" if torch.cuda.is_available() and options.accelerator != "cpu" else 1
@@ -161,7 +170,8 @@ def lightning_precision(options: TrainingConfig) -> Any:
 
 
 def _strategy(options: TrainingConfig) -> Any:
-    several = options.devices.isdigit() and int(options.devices) > 1
+    placed = placement() or (1, 1)
+    several = (options.devices.isdigit() and int(options.devices) > 1) or placed != (1, 1)
     if options.strategy == "fsdp" and device_type(options) != "cuda":
         raise InputError("training.strategy=fsdp: needs GPUs; training.strategy=ddp runs anywhere")
     patience = timedelta(seconds=START_SECONDS)

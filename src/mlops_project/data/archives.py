@@ -1,0 +1,105 @@
+"""Image files in folders and in zip archives, and their bytes."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlops_project.errors import InputError
+from mlops_project.printable import printable
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MAX_IMAGE_BYTES = 200 * 2**20
+# What a damaged archive makes `zipfile` raise: on opening it, or on reading a member.
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    LookupError,
+    RuntimeError,  # encrypted
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+)
+
+_archives = threading.local()
+
+
+def read_bytes(path: str, member: str = "") -> bytes:
+    """The bytes of an image file, or of a member of the zip archive `path`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the member is damaged or larger than 200 MiB.
+    """
+    if not member:
+        with open(path, "rb") as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+        if len(data) > MAX_IMAGE_BYTES:
+            raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
+        return data
+    # Opening an archive reads its whole directory, so each thread keeps its own open.
+    key = (path, os.getpid(), os.stat(path).st_mtime_ns)
+    opened = _archives.__dict__.setdefault("opened", {})
+    try:
+        if key not in opened:
+            opened[key] = zipfile.ZipFile(path)
+        too_large = opened[key].getinfo(member).file_size > MAX_IMAGE_BYTES
+        data = b"" if too_large else opened[key].read(member)
+    except DAMAGED as error:
+        raise ValueError(f"damaged archive member: {printable(str(error), 200)}") from error
+    if too_large:
+        raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
+    return data
+
+
+def image_files(places: list[Path]) -> dict[str, tuple[str, str]]:
+    """(path, member) of every image, by its name without ending, in lower case."""
+    files: dict[str, tuple[str, str]] = {}
+    for name, path, member in find_images(places):
+        files.setdefault(os.path.splitext(name)[0].lower(), (path, member))
+    return files
+
+
+def find_images(places: list[Path]) -> Iterator[tuple[str, str, str]]:
+    """(name, path, member) of every image in these folders and archives."""
+    for place in places:
+        for name, path, member in _zipped(place) if is_zip(place) else _in_folder(place):
+            if os.path.splitext(name)[1].lower() not in IMAGE_ENDINGS or name.startswith("."):
+                continue
+            if member or os.path.isfile(path):  # reading a pipe or a device may never end
+                yield name, path, member
+
+
+def _in_folder(place: Path) -> Iterator[tuple[str, str, str]]:
+    for parent, folders, names in os.walk(place):
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+        for name in sorted(names):
+            yield name, os.path.join(parent, name), ""
+
+
+def _zipped(place: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        with zipfile.ZipFile(place) as archive:
+            for member in archive.namelist():
+                if not member.startswith("__MACOSX"):
+                    yield member.rsplit("/", 1)[-1], str(place), member
+    except (*DAMAGED, OSError) as error:
+        reason = printable(str(error), 200)
+        raise InputError(f"{place}: not a readable zip archive: {reason}") from error
+
+
+def is_junk(path: Path) -> bool:
+    return path.name.startswith((".", "__MACOSX")) or path.parent.name.startswith("__MACOSX")
+
+
+def is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip" and path.is_file()

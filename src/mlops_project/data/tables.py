@@ -1,0 +1,213 @@
+"""Tables of diagnoses: Kaggle's and Dataverse's, the ISIC challenge's, and anybody's."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from mlops_project.data.archives import DAMAGED, IMAGE_ENDINGS, is_junk, is_zip
+from mlops_project.errors import InputError
+from mlops_project.printable import printable
+
+TABLE_ENDINGS = (".csv", ".tab", ".tsv", "", ".txt")
+MAX_TABLE_BYTES = 500 * 2**20
+# What the ISIC challenges, the ISIC archive and others call the column image_id.
+OTHER_NAMES = ("image", "isic_id", "image_name", "filename", "file_name")
+
+
+def is_table(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in TABLE_ENDINGS
+
+
+def _read_text(path: Path) -> str:
+    """The text of a table, or of the one table in a zip archive."""
+    try:
+        if not path.is_file():  # reading a pipe or a device may never end
+            raise InputError(f"{path}: not a file")
+        if path.stat().st_size > MAX_TABLE_BYTES:
+            raise InputError(f"{path}: larger than {MAX_TABLE_BYTES // 2**20} MiB, not a table")
+        if is_zip(path):
+            with zipfile.ZipFile(path) as archive:
+                members = [
+                    i
+                    for i in archive.infolist()
+                    if i.filename.lower().endswith(".csv") and "__MACOSX" not in i.filename
+                ]
+                if not members or members[0].file_size > MAX_TABLE_BYTES:
+                    raise InputError(f"{path}: no table (.csv) in this archive")
+                data = archive.read(members[0])
+        else:
+            data = path.read_bytes()
+    except (*DAMAGED, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({printable(str(error), 200)})") from error
+    for encoding in (
+        ("utf-8-sig", "utf-16")
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        else (
+            "utf-8-sig",
+            "latin-1",
+        )
+    ):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return text
+    raise InputError(f"{path}: not a text table; it needs comma- or tab-separated text")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """All columns as text, their names in lower case."""
+    text = _read_text(path)
+    header = text.lstrip().split("\n", 1)[0]
+    separator = max(",\t;", key=header.count)
+    try:
+        with warnings.catch_warnings():
+            # It would leave out the cells for which the header has no column, with a warning.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                io.StringIO(text),
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                skipinitialspace=True,
+                index_col=False,
+                engine="c",
+            )
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path}: the table is empty; it needs one row an image") from None
+    except pd.errors.ParserWarning as error:
+        raise InputError(f"{path}: its rows have more cells than its header") from error
+    except (pd.errors.ParserError, ValueError, csv.Error, OverflowError) as error:
+        reason = str(error).strip().splitlines()[0][:150]
+        raise InputError(f"{path}: not a readable table ({reason})") from error
+    table.columns = [str(c).strip().strip('"').lower() for c in table.columns]
+    if table.columns.duplicated().any():
+        doubled = sorted(set(table.columns[table.columns.duplicated()]))
+        raise InputError(
+            f"{path}: columns that occur twice: {', '.join(map(printable, doubled[:12]))}"
+        )
+    return table.apply(lambda column: column.fillna("").str.strip())
+
+
+def _require(table: pd.DataFrame, columns: tuple[str, ...], path: Path) -> None:
+    lacking = [c for c in columns if c not in table.columns]
+    if lacking:
+        raise InputError(
+            f"{path}: no column {', '.join(map(repr, lacking))}; "
+            f"its columns are {_listed(table.columns)}"
+        )
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(f"'{printable(c, 30)}'" for c in list(columns)[:12])
+
+
+def _without_ending(image_ids: pd.Series) -> pd.Series:
+    endings = "|".join(ending[1:] for ending in IMAGE_ENDINGS)
+    return image_ids.str.replace(rf"\.({endings})$", "", case=False, regex=True)
+
+
+def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False) -> pd.DataFrame:
+    """The rows of a table: image_id, lesion_id, dx, dx_type, age, sex, localization, dataset.
+
+    Args:
+        path: of the table.
+        layout: "challenge" for one column a diagnosis, else one column of diagnoses.
+        folder: where it was found, which may have a table of the lesions too.
+        unlabelled: whether rows, or the table, may lack a diagnosis; it is "" then.
+
+    Raises:
+        InputError: the table cannot be read, or lacks a column.
+    """
+    if layout == "challenge":
+        return _read_challenge(path, folder)
+    return _read_metadata(path, unlabelled)
+
+
+def is_of_images(path: Path, *, unlabelled: bool = False) -> bool:
+    """Whether a table names images and, unless `unlabelled`, their diagnoses."""
+    try:
+        columns = set(_renamed(read_table(path)).columns)
+    except InputError:
+        return False
+    return "image_id" in columns and (unlabelled or "dx" in columns)
+
+
+def _renamed(raw: pd.DataFrame) -> pd.DataFrame:
+    there = [name for name in OTHER_NAMES if name in raw.columns]
+    if "image_id" not in raw.columns and there:
+        return raw.rename(columns={there[0]: "image_id"})
+    return raw
+
+
+def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
+    raw = _renamed(read_table(path))
+    if unlabelled and "dx" not in raw.columns:
+        raw["dx"] = ""
+    _require(raw, ("image_id", "dx"), path)
+    raw = raw[raw["image_id"] != ""]
+    table = pd.DataFrame({"image_id": _without_ending(raw["image_id"])})
+    lesions = raw["lesion_id"] if "lesion_id" in raw.columns else pd.Series("", index=raw.index)
+    table["lesion_id"] = lesions.where(lesions != "", table["image_id"])
+    table["dx"] = raw["dx"].str.lower()
+    for column in ("dx_type", "sex", "localization", "dataset"):
+        values = raw[column] if column in raw.columns else pd.Series("", index=raw.index)
+        table[column] = values.where(values != "", "unknown")
+    ages = raw["age"] if "age" in raw.columns else pd.Series("", index=raw.index)
+    table["age"] = pd.to_numeric(ages, errors="coerce").astype("float64")
+    return table
+
+
+def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
+    """A one-hot ground truth, with the lesions of a LesionGroupings table if there is one."""
+    raw = read_table(path)
+    _require(raw, ("image",), path)
+    classes = [c for c in raw.columns if c != "image"]
+    if not classes:
+        raise InputError(f"{path}: no column for any diagnosis")
+    shares = raw[classes].apply(pd.to_numeric, errors="coerce")
+    wrong = (shares.isna().any(axis=1)) | ((shares > 0.5).sum(axis=1) != 1)
+    if wrong.any():
+        raise InputError(
+            f"{path}: {int(wrong.sum())} rows do not mark exactly one diagnosis with 1.0 "
+            f"(the first: '{printable(raw.loc[wrong, 'image'].iloc[0])}')"
+        )
+    table = pd.DataFrame({"image_id": _without_ending(raw["image"])})
+    table["lesion_id"] = table["image_id"]
+    table["dx"] = shares.idxmax(axis=1).str.lower() if len(shares) else pd.Series(dtype=str)
+    for column in ("dx_type", "sex", "localization"):
+        table[column] = "unknown"
+    table["dataset"] = path.stem.removesuffix("_GroundTruth")
+    table["age"] = float("nan")
+    for groups in sorted(p for p in folder.rglob("*LesionGroupings*.csv") if not is_junk(p)):
+        grouping = read_table(groups)
+        _require(grouping, ("image", "lesion_id"), groups)
+        lesion = dict(zip(_without_ending(grouping["image"]), grouping["lesion_id"], strict=True))
+        table["lesion_id"] = table["image_id"].map(lesion).fillna(table["lesion_id"])
+        confirmed = "diagnosis_confirm_type"
+        if confirmed in grouping.columns:
+            images = _without_ending(grouping["image"])
+            kinds = dict(zip(images, grouping[confirmed], strict=True))
+            table["dx_type"] = table["image_id"].map(kinds).fillna(table["dx_type"])
+    return table
+
+
+def without_doubles(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.drop_duplicates()
+    doubled = table["image_id"].str.lower().duplicated(keep=False)
+    if doubled.any():
+        names = sorted(set(table.loc[doubled, "image_id"]))
+        raise InputError(
+            f"{len(names)} image ids occur in several, different rows: "
+            f"{', '.join(map(printable, names[:5]))}\n"
+            "Keep one row for each image."
+        )
+    return table.reset_index(drop=True)

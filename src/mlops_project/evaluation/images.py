@@ -1,0 +1,201 @@
+"""Which images are evaluated: those of a split of the run, or of another folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mlops_project import settings
+from mlops_project.data.datamodule import HAM10000DataModule
+from mlops_project.data.diagnoses import BINARY
+from mlops_project.data.sources import Source, read_source
+from mlops_project.data.splits import SPLITS, UNUSED
+from mlops_project.errors import InputError
+from mlops_project.evaluation.trained_model import TrainedModel
+
+OUT_OF_FOLD = "out-of-fold"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one folder, decoded for one model or several.
+
+    Attributes:
+        folder: where they lie.
+        data: of each model, one table for all, the rows decoded at the model's size.
+        rows: of the table, int64 [N].
+        asked: which of the M models is asked about which image, bool [M, N].
+        class_names: that the labels are told by: the models', or benign and malignant where the
+            table knows no more.
+    """
+
+    folder: Path
+    data: list[HAM10000DataModule]
+    rows: np.ndarray
+    asked: np.ndarray
+    class_names: list[str]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row an image; see `data.sources.Source`."""
+        return self.data[0].table.iloc[self.rows].reset_index(drop=True)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class index of each image, int64 [N]; -1 where it has no diagnosis."""
+        return self.data[0].labels[self.rows]
+
+    def pixels(self, positions: np.ndarray, model: int = 0) -> np.ndarray:
+        """The images at these of the N positions as a model sees them, uint8 [M, 3, S, S]."""
+        dataset = self.data[model].dataset(augment=False)
+        return dataset.batch(0, self.rows[positions])[0].numpy()
+
+    def without(self, image_ids: set[str]) -> Images:
+        """All images but these.
+
+        Raises:
+            InputError: none is left.
+        """
+        stay = ~self.table["image_id"].isin(image_ids).to_numpy()
+        if not stay.any():
+            raise InputError(f"{self.folder}: all {len(stay)} images were seen in training")
+        return replace(self, rows=self.rows[stay], asked=self.asked[:, stay])
+
+
+def open_images(
+    models: Sequence[TrainedModel],
+    data_dir: str | None,
+    split: str,
+    class_names: list[str] | None = None,
+) -> Images:
+    """The images of a split as the run had it, decoded; images it has never seen count as test.
+
+    An image that is new to the run but shows a lesion it has seen belongs to that lesion's split.
+    Of several runs, the one that has seen most of an image decides: what one was trained on is of
+    the training split, whatever the others did. Out of fold are the images of any run's validation
+    split; only models that were not trained on an image are asked about it.
+
+    Args:
+        models: whose runs decide which image is in which split.
+        data_dir: folder with the images; None: the runs' own.
+        split: "val", "test", "out-of-fold", or "all" for every image.
+        class_names: to tell the labels by; None: as well as the table and the models can.
+
+    Raises:
+        InputError: no such folder, or no image of that split in it.
+    """
+    folder = data_dir or _own_folder(models)
+    source = read_source(folder, unlabelled=True)
+    if class_names is None:
+        coarse = source.table["dx"].isin(BINARY).any()
+        class_names = list(BINARY) if coarse else models[0].class_names
+    shared: dict[tuple[int, float], HAM10000DataModule] = {}
+    for model in models:
+        shape = (model.image_size, model.config.data.crop_fraction)
+        if shape not in shared:
+            shared[shape] = _data(model, source, len(class_names))
+    data = [shared[(model.image_size, model.config.data.crop_fraction)] for model in models]
+    of_each = np.stack([known_split(source.table, model.facts["split"]) for model in models])
+    parts = split_of_all(of_each)
+    asked = np.ones(of_each.shape, dtype=bool)
+    wanted = np.ones(len(parts), bool) if split == "all" else parts == split
+    if split == OUT_OF_FOLD:
+        asked, wanted = of_each != "train", (of_each == "val").any(axis=0)
+    if not wanted.any():
+        counts = ", ".join(f"{(parts == s).sum()} {s}" for s in (*SPLITS, UNUSED))
+        whose = " for all of these checkpoints" if len(models) > 1 else ""
+        raise InputError(
+            f"{folder}: no image is of the {split} split{whose} ({counts})\n"
+            "--split all takes every one."
+        )
+    for module in shared.values():
+        module.split = parts.copy()
+        wanted[list(module.decode(np.flatnonzero(wanted)))] = False
+    if not wanted.any():
+        raise InputError(f"{folder}: no image of the {split} split can be read")
+    return Images(Path(folder), data, np.flatnonzero(wanted), asked[:, wanted], class_names)
+
+
+def reopen(images: Images, models: Sequence[TrainedModel]) -> Images:
+    """The same images, decoded for other models, each of which is asked about all of them."""
+    source = images.data[0].source
+    assert source is not None
+    coarse = images.class_names == list(BINARY)
+    class_names = images.class_names if coarse else models[0].class_names
+    data = []
+    for model in models:
+        module = _data(model, source, len(class_names))
+        module.decode(images.rows)
+        data.append(module)
+    asked = np.ones((len(models), len(images.rows)), dtype=bool)
+    return Images(images.folder, data, images.rows, asked, class_names)
+
+
+def _own_folder(models: Sequence[TrainedModel]) -> str:
+    folders = {model.config.data.data_dir for model in models}
+    absent = [folder for folder in sorted(folders) if not Path(folder).is_dir()]
+    if absent:
+        raise InputError(
+            f"{absent[0]}: the images of this run are not here\n"
+            "Name their folder with --data-dir DIR."
+        )
+    if len(folders) > 1:
+        raise InputError(
+            f"the checkpoints were trained on different folders: {', '.join(sorted(folders))}\n"
+            "Name the one to evaluate on with --data-dir DIR."
+        )
+    return folders.pop()
+
+
+def _data(model: TrainedModel, source: Source, num_classes: int) -> HAM10000DataModule:
+    options = settings.to_container(model.config)["data"]
+    options |= {"image_size": model.image_size, "num_workers": "auto"}
+    # The images are there: a program does not make them anew.
+    options |= {"name": "ham10000", "data_dir": str(source.folder)}
+    data = HAM10000DataModule(num_classes=num_classes, seed=model.config.seed, **options)
+    data.read(source)
+    return data
+
+
+def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
+    """The split of each image from the point of view of a run.
+
+    Args:
+        table: of the images, columns image_id and lesion_id.
+        seen: the run's image_id, lesion_id and split, lists of equal length.
+
+    Returns:
+        "train", "val", "test" or "unused" for each row, dtype object [N].
+    """
+    of_image = dict(zip(seen["image_id"], seen["split"], strict=True))
+    of_lesion: dict[str, str] = {}
+    for lesion, part in zip(seen["lesion_id"], seen["split"], strict=True):
+        if of_lesion.get(lesion, UNUSED) == UNUSED:
+            of_lesion[lesion] = part
+    return np.array(
+        [
+            of_image.get(image) or of_lesion.get(lesion, "test")
+            for image, lesion in zip(table["image_id"], table["lesion_id"], strict=True)
+        ],
+        dtype=object,
+    )
+
+
+def split_of_all(parts: np.ndarray) -> np.ndarray:
+    """The split of each image for several runs at once.
+
+    Args:
+        parts: of each run, dtype object [M, N].
+
+    Returns:
+        dtype object [N]: "train" where it is so for one of them, else "val", else "unused"; "test"
+        where it is so for all.
+    """
+    together = np.full(parts.shape[1], "test", dtype=object)
+    for name in (UNUSED, "val", "train"):
+        together[(parts == name).any(axis=0)] = name
+    return together

@@ -1,0 +1,162 @@
+"""What is evaluated and was trained on too: the same image, lesion or picture under another id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlops_project.data import same_pictures
+from mlops_project.errors import InputError
+from mlops_project.evaluation.images import open_images
+from mlops_project.evaluation.trained_model import TrainedModel
+
+NEAR = ("image_id", "training_image_id", "similarity")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What images look like.
+
+    Attributes:
+        image_id: object [N], each once.
+        thumbnails: uint8 [N, 3, S, S], of `same_pictures.thumbnails`.
+    """
+
+    image_id: np.ndarray
+    thumbnails: np.ndarray
+
+
+def training_pictures(models: Sequence[TrainedModel]) -> Pictures | None:
+    """The training images of all the models whose folders are here; None: of none of them."""
+
+    def folder(model: TrainedModel) -> str:
+        return model.config.data.data_dir
+
+    names: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
+    for _, group in groupby(sorted(models, key=folder), folder):
+        try:
+            images = open_images(list(group), None, "train")
+        except InputError:
+            continue  # `audit` sees what is missing
+        ids = images.table["image_id"].to_numpy(dtype=object)
+        new = ~pd.Index(ids).isin(np.concatenate([*names, []]))
+        names.append(ids[new])
+        parts.append(same_pictures.thumbnails(images.data[0], images.rows[new]))
+    return Pictures(np.concatenate(names), np.concatenate(parts)) if names else None
+
+
+def audit(
+    seen: Sequence[dict[str, list[str]]],
+    evaluated: pd.DataFrame,
+    thumbnails: np.ndarray | None = None,
+    training: Pictures | None = None,
+    *,
+    asked: np.ndarray | None = None,
+    excluded: bool = False,
+) -> dict[str, Any]:
+    """Which evaluated images show what a model that is asked about them was trained on.
+
+    An image leaks by its id, its lesion's id, or by being a near-duplicate of a training image; and
+    so do all the other images of its lesion.
+
+    Args:
+        seen: `split` of each of M checkpoints: image_id, lesion_id and split, lists of one length.
+        evaluated: image_id and lesion_id, one row an image.
+        thumbnails: of the evaluated images, uint8 [N, 3, S, S]; None: not at hand.
+        training: what the training images look like; None: not at hand.
+        asked: which model is asked about which image, bool [M, N]; None: each about all.
+        excluded: whether what leaks is left out of the evaluation; for the words only.
+
+    Returns:
+        The entry `leaks` of metrics.json:
+        status: "overlap"; else "unknown", where not all of the training images could be compared;
+            else "clean".
+        n_training_images: of all checkpoints together.
+        n_shared_with_validation: evaluated images that do not leak, but by which a model that is
+            asked was chosen, or that show such a lesion.
+        shared_images: evaluated image ids that were trained on; shared_lesions: lesion ids.
+        near_duplicates: of the other images, each with the training image most like it:
+            image_id, training_image_id and similarity (of the edges, 1 is the same).
+        leaked_images: ids of all that leak, in the table's order.
+        excluded: as given; sentence: all this in words.
+    """
+    # Looked up in a hash table; numpy would compare every id with every other.
+    image, lesion = pd.Index(evaluated["image_id"]), pd.Index(evaluated["lesion_id"])
+    asked = np.ones((len(seen), len(image)), dtype=bool) if asked is None else asked
+    parts = [pd.DataFrame(split) for split in seen]
+    trained = [part[part["split"] == "train"] for part in parts]
+    validated = [part[part["split"] == "val"] for part in parts]
+    same_image = _shared(image, "image_id", trained, asked)
+    same_lesion = _shared(lesion, "lesion_id", trained, asked)
+    direct = same_image | same_lesion
+    trained_ids = pd.unique(pd.concat(trained)["image_id"])
+    missing, near = len(trained_ids), pd.DataFrame(columns=list(NEAR))
+    if thumbnails is not None and training is not None:
+        own = pd.Index(training.image_id).isin(trained_ids)
+        missing -= int(own.sum())
+        rest = np.flatnonzero(~direct)
+        i, j, similarity = same_pictures.similar_pairs(training.thumbnails[own], thumbnails[rest])
+        names, rows = training.image_id[own][i], rest[j]
+        by_model = np.stack([pd.Index(names).isin(part["image_id"]) for part in trained])
+        counts = (by_model & asked[:, rows]).any(axis=0)
+        values = image[rows], names, similarity.astype(float)
+        near = pd.DataFrame(dict(zip(NEAR, values, strict=True)))[counts]
+        near = near.sort_values("similarity", ascending=False).drop_duplicates("image_id")
+    found = direct | image.isin(near["image_id"])
+    leaks = lesion.isin(lesion[found])
+    chosen_by = _shared(image, "image_id", validated, asked)
+    chosen_by |= _shared(lesion, "lesion_id", validated, asked)
+    facts = {
+        "status": "overlap" if leaks.any() else "unknown" if missing else "clean",
+        "n_training_images": len(trained_ids),
+        "n_shared_with_validation": int((chosen_by & ~leaks).sum()),
+        "shared_images": image[same_image].tolist(),
+        "shared_lesions": sorted(set(lesion[same_lesion])),
+        "near_duplicates": near.to_dict("records"),
+        "leaked_images": image[leaks].tolist(),
+        "excluded": excluded,
+    }
+    ways = {
+        "the same image": same_image,
+        "another image of the same lesion": same_lesion & ~same_image,
+        "the same picture under another id": found & ~direct,
+        "another image of a lesion so found": leaks & ~found,
+    }
+    listed = ", ".join(f"{way}: {own.sum():,}" for way, own in ways.items() if own.any())
+    return facts | {"sentence": _sentence(facts, len(image), listed, missing)}
+
+
+def _shared(ids: pd.Index, column: str, parts: list[pd.DataFrame], asked: np.ndarray) -> np.ndarray:
+    """Which images have their id in the part of a model that is asked about them, bool [N]."""
+    return (np.stack([ids.isin(part[column]) for part in parts]) & asked).any(axis=0)
+
+
+def _sentence(facts: dict[str, Any], images: int, ways: str, missing: int) -> str:
+    leaked, trained = len(facts["leaked_images"]), facts["n_training_images"]
+    if leaked:
+        shows, it = ("shows", "it") if leaked == 1 else ("show", "them")
+        text = f"Overlap: {leaked:,} of {images:,} evaluated images {shows} what the model was "
+        text += f"trained on ({ways}). "
+        if facts["excluded"]:
+            text += f"The evaluation leaves {it} out."
+        else:
+            text += f"The measures are too optimistic; --exclude-leaked leaves {it} out."
+    elif missing:
+        text = f"Unknown: the {images:,} evaluated and {trained:,} training images have no image "
+        text += "and no lesion in common by their ids."
+    else:
+        text = f"Clean: the {images:,} evaluated and {trained:,} training images have no image, no "
+        text += "lesion and no near-duplicate in common."
+    if missing:
+        text += f" Near-duplicates under other ids were not looked for among {missing:,} training "
+        text += "images that are not at hand."
+    if count := facts["n_shared_with_validation"]:
+        text += f" {count:,} evaluated images show lesions of the validation split, by which the "
+        text += "checkpoint was chosen."
+    return text

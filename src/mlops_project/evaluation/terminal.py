@@ -1,0 +1,112 @@
+"""What an evaluation shows in the terminal."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHORT = {
+    "n_images": "n",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "f1_score": "F1",
+    "auroc": "AUROC",
+    "average_precision": "AP",
+}
+
+
+def show(facts: dict[str, Any], written: list[Path]) -> None:
+    """Prints the metrics, and where the files are.
+
+    Args:
+        facts: what metrics.json holds.
+        written: files, the first of them in the folder of the evaluation.
+    """
+    from rich.console import Console
+
+    console = Console()
+    note = ", SYNTHETIC DATA" if facts["synthetic"] else ""
+    count = f"{facts['n_images']} images, {facts['n_lesions']} lesions"
+    title = f"{facts['model']}, {facts['split']}{note}\n{count}"
+    if "metrics" in facts:
+        _show_metrics(console, facts, title)
+        _show_decisions(console, facts)
+    else:
+        console.print(title, highlight=False, markup=False)
+    lines = list(facts["gaps"])
+    gap = facts.get("subgroups", {}).get("largest_gap")
+    if gap is not None:
+        text = "largest gap between groups: AUROC of malignant is {difference:.3f} lower for "
+        lines.insert(0, (text + "{attribute} {worse} than for {better}").format(**gap))
+    names = [path.name for path in written if path.parent == written[0].parent]
+    lines.append(f"written to {written[0].parent}/: {', '.join(names)}")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _show_metrics(console: Any, facts: dict[str, Any], title: str) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(title=title, min_width=32)
+    table.add_column("metric")
+    for column in ("by image", "95 % interval", "by lesion", "95 % interval"):
+        table.add_column(column, justify="right")
+    for name, metric in facts["metrics"].items():
+        lesion = facts["by_lesion"]["metrics"][name]
+        cells = [(_shown(m["value"]), _interval(m["ci95"])) for m in (metric, lesion)]
+        table.add_row(name.replace("_", " "), *(text for pair in cells for text in pair))
+    console.print(table)
+    columns = list(next(iter(facts["per_class"].values())))
+    # As wide as the narrowest terminals
+    table = Table(title="each class against the rest", box=SIMPLE, pad_edge=False)
+    table.add_column("class")
+    for column in columns:
+        table.add_column(SHORT.get(column, column), justify="right")
+    for name, values in facts["per_class"].items():
+        table.add_row(name, *(_shown(values[c]) for c in columns))
+    console.print(table)
+
+
+def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    if "calibration" not in facts:
+        return
+    table = Table(title="thresholds chosen on the validation split", box=SIMPLE)
+    for column in ("question", "threshold", "sensitivity", "specificity", "PPV", "NPV"):
+        table.add_column(column, justify="left" if column == "question" else "right")
+    for question, point in facts["operating_points"].items():
+        if "gap" in point:
+            table.add_row(question, point["gap"])
+            continue
+        values = [point["evaluated"][n] for n in ("sensitivity", "specificity", "ppv", "npv")]
+        cells = [f"{_shown(v['value'])} ({_interval(v['ci95'])})" for v in values]
+        table.add_row(question, _shown(point["threshold"]), *cells)
+    console.print(table)
+    known = facts["calibration"]
+    before, after = (known[when]["ece"]["value"] for when in ("before", "after"))
+    lines = [
+        f"calibration: temperature {known['temperature']:.2f}, ECE {before:.3f} -> {after:.3f}"
+    ]
+    for coverage, sets in facts["prediction_sets"].items():
+        lines.append(
+            f"prediction sets for {float(coverage):.0%}: {sets['coverage']:.1%} of them hold the "
+            f"true class, {sets['mean_size']:.2f} classes on average"
+        )
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _interval(bounds: list[float]) -> str:
+    return "–" if math.isnan(bounds[0]) else f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
+def _shown(value: float) -> str:
+    if isinstance(value, (int, np.integer)):
+        return str(value)
+    return "–" if math.isnan(value) else f"{value:.3f}"

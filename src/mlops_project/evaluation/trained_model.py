@@ -1,0 +1,100 @@
+"""A model as a checkpoint holds it, and several as one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlops_project import settings
+from mlops_project.config import Config
+from mlops_project.errors import InputError
+from mlops_project.models.build import build_model
+from mlops_project.training.checkpoints import ENTRY, load_checkpoint
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network as a checkpoint holds it, with all that is needed to use it.
+
+    Attributes:
+        path: of the checkpoint.
+        network: normalised float images [B, 3, S, S] to logits [B, K]; in evaluation mode.
+        config: settings of the run.
+        facts: the checkpoint's entry of `training.checkpoints.metadata`.
+        epoch: after how many epochs of training it was saved, counted from 1.
+    """
+
+    path: Path
+    network: nn.Module
+    config: Config
+    facts: dict[str, Any]
+    epoch: int
+
+    @property
+    def class_names(self) -> list[str]:
+        """In the order of the probabilities."""
+        return self.facts["class_names"]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images it takes, pixels."""
+        return self.facts["preprocessing"]["image_size"]
+
+
+def load_model(path: str | os.PathLike[str]) -> TrainedModel:
+    """Restores a model from its checkpoint alone.
+
+    Raises:
+        InputError: no such checkpoint, or not a readable one.
+    """
+    checkpoint = load_checkpoint(path)
+    facts = checkpoint[ENTRY]
+    config = settings.from_container(facts["config"])
+    built = build_model(config.model, facts["preprocessing"]["image_size"], load_weights=False)
+    weights = {
+        name.removeprefix("network."): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith("network.")
+    }
+    try:
+        built.network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: its weights do not fit the model of its settings: it was made by another "
+            f"version ({str(error).splitlines()[-1].strip()[:150]})"
+        ) from error
+    if config.training.channels_last is True:  # what was the fastest in training is so here
+        built.network.to(memory_format=torch.channels_last)
+    epoch = int(checkpoint.get("epoch", 0)) + 1
+    return TrainedModel(Path(path), built.network.eval(), config, facts, epoch)
+
+
+def load_models(paths: Sequence[Path]) -> list[TrainedModel]:
+    """The models of an ensemble, whose probabilities are averaged.
+
+    Raises:
+        InputError: one cannot be used, is named twice, or has other classes than the first.
+    """
+    models = [load_model(path) for path in paths]
+    for n, model in enumerate(models):
+        if model.class_names != models[0].class_names:
+            raise InputError(
+                f"{model.path}: it tells {', '.join(model.class_names)} apart, and "
+                f"{models[0].path} {', '.join(models[0].class_names)}\n"
+                "Models whose probabilities are averaged need the same classes."
+            )
+        if model.path.resolve() in [other.path.resolve() for other in models[:n]]:
+            raise InputError(f"{model.path}: named twice; each model of an ensemble counts once")
+    return models
+
+
+def describe(models: Sequence[TrainedModel]) -> str:
+    """The name of a model, or those of an ensemble."""
+    names = [model.config.model.name for model in models]
+    return names[0] if len(names) == 1 else f"ensemble of {len(names)} ({', '.join(names)})"

@@ -1,0 +1,218 @@
+"""Several models as one, turned images, coarser labels, and images without any."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mlops_project.errors import InputError
+from mlops_project.evaluation.images import open_images, split_of_all
+from mlops_project.evaluation.inference import embed, predict
+from mlops_project.evaluation.report import evaluate
+from mlops_project.evaluation.trained_model import load_model, load_models
+
+BOTH = ["probability_benign", "probability_malignant"]
+
+
+def images_of(demo_folder: Path, folder: Path, count: int = 24) -> pd.DataFrame:
+    """Copies some images to folder/images under new names, and returns their rows."""
+    table = pd.read_csv(demo_folder / "HAM10000_metadata.csv")
+    table = table.groupby("dx").head(4).head(count).reset_index(drop=True)
+    (folder / "images").mkdir(parents=True)
+    for image_id in table["image_id"]:
+        source = next(demo_folder.rglob(f"{image_id}.jpg"))
+        shutil.copy(source, folder / "images" / f"new_{source.name}")
+    table["image_id"] = "new_" + table["image_id"]
+    table["lesion_id"] = "new_" + table["lesion_id"]
+    return table
+
+
+def read(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "predictions.csv", keep_default_na=False)
+
+
+def test_an_ensemble_is_the_mean_of_its_models(
+    checkpoint: Path, other: Path, tmp_path: Path, demo_folder: Path
+) -> None:
+    images_of(demo_folder, tmp_path / "new").to_csv(tmp_path / "new/metadata.csv", index=False)
+    source = str(tmp_path / "new")
+    for name, checkpoints in {"a": [checkpoint], "b": [other], "c": [checkpoint, other]}.items():
+        facts = evaluate(checkpoints, source, output=tmp_path / name)
+    # Calibrated though no image is of both validation splits
+    assert "calibration" in facts
+    assert facts["checkpoints"] == [str(checkpoint), str(other)]
+    a, b, c = (read(tmp_path / name) for name in "abc")
+    assert not np.allclose(a[BOTH], b[BOTH], atol=0.01)
+    assert np.allclose(c[BOTH], (a[BOTH] + b[BOTH]) / 2, atol=1e-6)
+
+
+def test_what_one_model_was_trained_on_is_no_test_of_the_ensemble(
+    checkpoint: Path, other: Path, tmp_path: Path
+) -> None:
+    facts = evaluate([checkpoint, other], output=tmp_path)
+    splits = [
+        pd.read_csv(path.parents[1] / "split.csv").set_index("image_id")["split"]
+        for path in (checkpoint, other)
+    ]
+    evaluated = read(tmp_path)["image_id"]
+    assert (splits[0][evaluated] == "test").all()
+    assert (splits[1][evaluated] == "test").all()
+    assert 0 < facts["n_images"] < min((split == "test").sum() for split in splits)
+
+
+def test_the_split_of_several_runs_is_that_of_the_one_that_saw_most() -> None:
+    first = np.array(["train", "val", "test", "test", "unused"], dtype=object)
+    second = np.array(["test", "train", "val", "test", "test"], dtype=object)
+    together = split_of_all(np.stack([first, second]))
+    assert together.tolist() == ["train", "train", "val", "test", "unused"]
+
+
+def test_out_of_fold_each_image_is_told_by_the_models_that_were_not_trained_on_it(
+    checkpoint: Path, other: Path, tmp_path: Path
+) -> None:
+    facts = evaluate([checkpoint, other], split="out-of-fold", output=tmp_path)
+    splits = [
+        pd.read_csv(path.parents[1] / "split.csv").set_index("image_id")["split"]
+        for path in (checkpoint, other)
+    ]
+    table = read(tmp_path).set_index("image_id")
+    assert set(table.index) == set(splits[0].index[(splits[0] == "val") | (splits[1] == "val")])
+    assert facts["n_images"] == len(table)
+    alone = []
+    for n, path in enumerate((checkpoint, other)):
+        evaluate(path, split="all", output=tmp_path / str(n))
+        alone.append(read(tmp_path / str(n)).set_index("image_id").loc[table.index, BOTH])
+    asked = [(split[table.index] != "train").to_numpy() for split in splits]
+    only = asked[0] & ~asked[1]
+    assert only.any()
+    assert np.allclose(table[BOTH][only], alone[0][only], atol=1e-6)
+    both = asked[0] & asked[1]
+    assert np.allclose(table[BOTH][both], (alone[0] + alone[1])[both] / 2, atol=1e-6)
+
+
+def test_models_of_other_classes_and_the_same_one_twice_are_refused(
+    checkpoint: Path, seven: Path
+) -> None:
+    with pytest.raises(InputError, match="need the same classes"):
+        load_models([checkpoint, seven])
+    with pytest.raises(InputError, match="named twice"):
+        load_models([checkpoint, checkpoint])
+
+
+def test_with_tta_it_does_not_matter_how_a_picture_is_turned(
+    checkpoint: Path, tmp_path: Path, demo_folder: Path
+) -> None:
+    table = images_of(demo_folder, tmp_path / "plain", 8)
+    table.to_csv(tmp_path / "plain/metadata.csv", index=False)
+    shutil.copytree(tmp_path / "plain", tmp_path / "turned")
+    for path in (tmp_path / "turned/images").iterdir():
+        with Image.open(path) as picture:
+            square = picture.crop((75, 0, 525, 450)).transpose(Image.Transpose.ROTATE_90)
+        square.save(path.with_suffix(".png"))
+        path.unlink()
+    model = load_model(checkpoint)
+    asked = {
+        (name, tta): predict([model], open_images([model], str(tmp_path / name), "test"), tta=tta)
+        for name in ("plain", "turned")
+        for tta in (False, True)
+    }
+    differences = {
+        tta: np.abs(asked["plain", tta].table[BOTH] - asked["turned", tta].table[BOTH]).max().max()
+        for tta in (False, True)
+    }
+    assert differences[True] < 0.005 < differences[False]
+
+
+def test_labels_of_two_classes_judge_a_model_of_seven(
+    seven: Path, checkpoint: Path, tmp_path: Path, demo_folder: Path
+) -> None:
+    table = images_of(demo_folder, tmp_path / "fine")
+    shutil.copytree(tmp_path / "fine", tmp_path / "coarse")
+    table.to_csv(tmp_path / "fine/metadata.csv", index=False)
+    malignant = table["dx"].isin(["mel", "bcc", "akiec"])
+    coarse = pd.DataFrame({"image": table["image_id"], "dx": np.where(malignant, "malignant", "")})
+    coarse.loc[~malignant, "dx"] = "Benign"
+    coarse.to_csv(tmp_path / "coarse/labels.csv", index=False)
+    fine = evaluate(seven, str(tmp_path / "fine"), output=tmp_path / "a")
+    facts = evaluate(seven, str(tmp_path / "coarse"), output=tmp_path / "b")
+    assert facts["class_names"] == ["benign", "malignant"]
+    seen, told = read(tmp_path / "a"), read(tmp_path / "b")
+    of_malignant = seen[[f"probability_{name}" for name in ("akiec", "bcc", "mel")]].sum(axis=1)
+    assert np.allclose(told["probability_malignant"], of_malignant, atol=1e-6)
+    assert facts["per_class"]["malignant"]["n_images"] == malignant.sum()
+    assert fine["class_names"] == ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+    assert "calibration" in facts
+
+
+def test_images_without_a_diagnosis_are_predicted(
+    checkpoint: Path, tmp_path: Path, demo_folder: Path
+) -> None:
+    images_of(demo_folder, tmp_path / "bare")
+    facts = evaluate(checkpoint, str(tmp_path / "bare"), output=tmp_path / "out")
+    table = read(tmp_path / "out")
+    assert len(table) == facts["n_images"] == 24
+    assert (table["y_true"] == "").all()
+    assert set(table["y_pred"]) <= {"benign", "malignant"}
+    assert np.allclose(table[["calibrated_benign", "calibrated_malignant"]].sum(axis=1), 1)
+    assert "metrics" not in facts
+    assert "no image has a diagnosis (column dx): nothing is measured" in facts["gaps"]
+    assert "metrics" not in json.loads((tmp_path / "out/metrics.json").read_text())
+
+
+def test_some_images_without_a_diagnosis_are_left_out_of_the_measures(
+    checkpoint: Path, tmp_path: Path, demo_folder: Path
+) -> None:
+    table = images_of(demo_folder, tmp_path)
+    table.loc[:4, "dx"] = ""
+    table.to_csv(tmp_path / "metadata.csv", index=False)
+    facts = evaluate(checkpoint, str(tmp_path), output=tmp_path / "out")
+    assert facts["n_images"] == len(read(tmp_path / "out")) == 24
+    assert sum(known["n_images"] for known in facts["per_class"].values()) == 19
+    assert any(gap.startswith("5 images have no diagnosis") for gap in facts["gaps"])
+
+
+def test_images_of_the_same_name_are_told_apart_by_their_folders(
+    checkpoint: Path, tmp_path: Path, demo_folder: Path
+) -> None:
+    pictures = sorted(demo_folder.rglob("*.jpg"))[:3]
+    for n, folder in enumerate(["monday", "tuesday"]):
+        (tmp_path / "new" / folder).mkdir(parents=True)
+        shutil.copy(pictures[n], tmp_path / "new" / folder / "1.jpg")
+    shutil.copy(pictures[2], tmp_path / "new" / "2.jpg")
+    evaluate(checkpoint, str(tmp_path / "new"), output=tmp_path / "out")
+    assert read(tmp_path / "out")["image_id"].tolist() == ["2", "monday/1", "tuesday/1"]
+
+
+def test_one_image_and_one_class_have_their_gaps_named(
+    checkpoint: Path, tmp_path: Path, demo_folder: Path
+) -> None:
+    table = images_of(demo_folder, tmp_path, 24)
+    table[table["dx"] == "nv"].head(1).to_csv(tmp_path / "metadata.csv", index=False)
+    facts = evaluate(checkpoint, str(tmp_path), output=tmp_path / "out")
+    assert facts["n_images"] == 1
+    gaps = "\n".join(facts["gaps"])
+    assert "no image of malignant" in gaps
+    assert "no auroc" in gaps
+    assert "NaN" not in (tmp_path / "out/metrics.json").read_text()
+
+
+def test_features_are_of_length_one_and_those_of_a_picture_given_directly(
+    checkpoint: Path, other: Path
+) -> None:
+    models = load_models([checkpoint, other])
+    images = open_images(models, None, "test")
+    features = predict(models, images).features
+    assert features is not None
+    assert np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    same = load_model(checkpoint)
+    alone = open_images([same], None, "test")
+    pixels = alone.pixels(np.arange(len(alone.rows)))
+    told = predict([same], alone).features
+    assert told is not None
+    assert np.allclose(embed([same], pixels), told, atol=1e-5)
