@@ -151,7 +151,13 @@ def test_the_summary_says_what_the_numbers_say(example: Example, tmp_path: Path)
         "it raises a false alarm for about 21 (95 % interval 18 to 24). Of 100 alarms fewer than 1 "
         "(95 % interval 0 to 1) are right here"
     ) in text
-    assert "images of melanomas" not in text
+    found = facts["per_class"]["mel"]["sensitivity"]
+    low, high = facts["per_class_ci95"]["mel"]["sensitivity"]
+    assert (
+        f"Of 100 images of melanomas it finds about {100 * found:.0f} (95 % interval "
+        f"{100 * low:.0f} to {100 * high:.0f}) where it is the most probable class (no threshold "
+        "was chosen)"
+    ) in text
     assert "melanoma: no such image" in text
     assert "about 10 of 100 of its answers are wrong; with them, about 20" in text
     assert facts["subgroups"]["skin_tone"] in text
@@ -166,6 +172,14 @@ def test_the_summary_says_what_the_numbers_say(example: Example, tmp_path: Path)
     surest = predictions.copy()
     surest[columns[0]] = 1.0
     assert "on the whole it is too sure" in checked(write_page(facts, [], tmp_path, surest)).text
+
+
+def test_of_a_few_images_the_summary_says_no_numbers(example: Example, tmp_path: Path) -> None:
+    facts, predictions = example
+    few = predictions.drop(predictions.index[predictions["y_true"] == "mel"][3:])
+    text = checked(write_page(facts, [], tmp_path, few)).text
+    assert "There are 3 images of melanomas: too few to say how many it finds." in text
+    assert "Of 100 images of malignant lesions it finds" in text
 
 
 def test_what_makes_the_numbers_mean_less_stands_at_the_top(

@@ -164,7 +164,8 @@ def test_a_picture_of_an_earlier_evaluation_does_not_stay(example: Example, tmp_
 def test_names_are_drawn_as_they_are(example: Example, tmp_path: Path) -> None:
     facts, predictions = with_hostile_names(*example)
     pictures = draw_pictures(facts | {"synthetic": True}, predictions, tmp_path)
-    assert len(pictures) == len(PICTURES)
+    # Of such classes none is known to be malignant.
+    assert {p.path.stem for p in pictures} == {n for n in PICTURES if "decision" not in n}
     for picture in pictures:
         assert "SYNTHETIC DATA" in picture.title
         assert picture.alternative_text.isprintable()

@@ -24,6 +24,7 @@ from mlops_project.evaluation.drawing import (
     short,
 )
 from mlops_project.evaluation.reading import get, labelled, metric, number
+from mlops_project.evaluation.subgroups import FEWEST
 
 
 def confusion_matrix(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | None:
@@ -82,7 +83,7 @@ def prediction_sets(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing
     known, found = labelled(facts, predictions), get(facts, "prediction_sets")
     keys = found if isinstance(found, dict) else ()
     levels = sorted((float(level), level) for level in keys if _is_share(level))
-    if known is None or known.calibrated is None or not levels:
+    if known is None or known.calibrated is None or not levels or len(known.labels) < FEWEST:
         return None
     wanted, level = levels[0]
     of_class = [get(found, level, "per_class", name) for name in known.names]

@@ -184,11 +184,11 @@ def _questions(known: Labelled) -> list[tuple[str, np.ndarray, np.ndarray, str, 
     With more than two classes calibration changes the order of the images: malignant has the scores
     that its threshold was chosen on, a class those that its metrics were measured on.
     """
-    malignant = malignant_classes(known.names)
     curves: list[tuple[str, np.ndarray, np.ndarray, str, Any]] = []
+    malignant = malignant_classes(known.names)
     if malignant:
         scores = known.best[:, malignant].sum(axis=1)
-        curves.append(("malignant", np.isin(known.labels, malignant), scores, BLACK, "-"))
+        curves.append(("malignant", known.truth("malignant"), scores, BLACK, "-"))
     if len(known.names) > 2 or not malignant:
         for k, name in enumerate(known.names):
             dash = DASHES[k % len(DASHES)]
@@ -219,6 +219,10 @@ def decision_curve(
 
     Vickers and Elkin, Decision curve analysis, Medical Decision Making 2006.
     """
+    images = labelled(facts, predictions)
+    truth = np.zeros(0, dtype=bool) if images is None else images.truth(question)
+    if min(truth.sum(), (~truth).sum()) < FEWEST_OF_A_KIND:
+        return None
     point = get(facts, "operating_points", question)
     curve = get(point, "decision_curve")
     columns = [numbers(get(curve, n)) for n in ("threshold", "model", "treat_all")]
@@ -263,6 +267,9 @@ def decision_curve(
 
 def abstention(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | None:
     """The error among the images that the model is surest of, by how many these are."""
+    images = labelled(facts, predictions)
+    if images is None or len(images.labels) < FEWEST:
+        return None
     coverage, error = (numbers(get(facts, "abstention", n)) for n in ("coverage", "error"))
     if len(coverage) != len(error):
         return None

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.evaluation import rendering, wording
-from mlops_project.evaluation.reading import class_names, get, metric, present
+from mlops_project.evaluation.reading import class_names, get, metric, present, texts
 from mlops_project.evaluation.summary import largest_gap, summary
 
 TYPES = {  # of metrics, as Hugging Face's hub knows them
@@ -46,12 +46,13 @@ def write_model_card(
         for name, kind in TYPES.items()
     ]
     known = present(facts)
-    model = get(known, "settings", "model") or {}
+    alone = len(texts(facts.get("checkpoints"))) < 2
+    variant = get(known, "settings", "model", "variant") if alone else None
     names = class_names(facts, predictions)
     values = {
         "facts": known,
         "settings": known.get("settings") or {},
-        "name": f"{facts.get('model') or 'unnamed'} {model.get('variant') or ''}".strip(),
+        "name": f"{facts.get('model') or 'unnamed'} {variant or ''}".strip(),
         "names": names,
         "classes": [f"{n} ({DIAGNOSES[n]})" if n in DIAGNOSES else n for n in names],
         "data_name": "synthetic images" if facts.get("synthetic") else "HAM10000",

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlops_project.evaluation.decisions import malignant_classes
+
 
 def get(facts: Any, *keys: str) -> Any:
     """What lies under keys within keys; None where one of them is missing."""
@@ -105,6 +107,13 @@ class Labelled:
     def best(self) -> np.ndarray:
         """The calibrated probabilities, else those that the model gives."""
         return self.raw if self.calibrated is None else self.calibrated
+
+    def truth(self, question: str) -> np.ndarray:
+        """Which images are "malignant" or "melanoma", bool [N]."""
+        positive = malignant_classes(self.names)
+        if question == "melanoma":
+            positive = [k for k, name in enumerate(self.names) if name == "mel"]
+        return np.isin(self.labels, positive)
 
 
 def labelled(facts: dict[str, Any], predictions: pd.DataFrame) -> Labelled | None:

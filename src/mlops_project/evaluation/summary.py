@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from mlops_project.evaluation.reading import (
+    Labelled,
     class_names,
     get,
     labelled,
@@ -16,20 +17,24 @@ from mlops_project.evaluation.reading import (
     number,
     texts,
 )
+from mlops_project.evaluation.subgroups import FEWEST_OF_A_KIND
 from mlops_project.evaluation.wording import label, of_100
+
+QUESTIONS = {  # what is found, what is not to be, and the class of it
+    "malignant": ("malignant lesions", "benign ones", "malignant"),
+    "melanoma": ("melanomas", "other lesions", "mel"),
+}
 
 
 def summary(facts: dict[str, Any], predictions: pd.DataFrame) -> dict[str, str]:
     """What can be said of an evaluation, a sentence or two by topic."""
     names = class_names(facts, predictions)
-    malignant, melanoma = (_threshold(facts, q) for q in ("malignant", "melanoma"))
-    if not malignant and not melanoma:
-        malignant = _most_probable(facts, names)
+    images = labelled(facts, predictions)
     found = {
         "Right answers": _answers(facts, names),
-        "Malignant lesions": malignant,
-        "Melanomas": melanoma,
-        "How sure it is": _calibration(facts, predictions),
+        "Malignant lesions": _findings(facts, images, "malignant"),
+        "Melanomas": _findings(facts, images, "melanoma"),
+        "How sure it is": _calibration(facts, images),
         "Where it may name several classes": _sets(facts),
         "Where it may leave images to a person": _abstention(facts),
         "Groups": largest_gap(facts),
@@ -79,55 +84,36 @@ def _answers(facts: dict[str, Any], names: list[str]) -> str:
     return text + " right."
 
 
-def _threshold(facts: dict[str, Any], question: str) -> str:
+def _findings(facts: dict[str, Any], images: Labelled | None, question: str) -> str:
+    """How many it finds at the threshold or, where there is none, by the most probable class."""
+    of, rest, name = QUESTIONS[question]
     point = get(facts, "operating_points", question)
     found = {n: metric(get(point, "evaluated", n)) for n in ("sensitivity", "specificity", "ppv")}
+    how = "at the threshold chosen on the validation images"
+    threshold = number(get(point, "threshold"))
+    if not math.isnan(threshold):
+        how += f" (a probability of {100 * threshold:.0f} %)"
+    if math.isnan(found["sensitivity"][0]):
+        own, ci95 = (get(facts, key, name) for key in ("per_class", "per_class_ci95"))
+        found = {n: metric({"value": get(own, n), "ci95": get(ci95, n)}) for n in found}
+        how = "where it is the most probable class (no threshold was chosen)"
     if math.isnan(found["sensitivity"][0]):
         return ""
+    count = FEWEST_OF_A_KIND if images is None else int(images.truth(question).sum())
+    if count < FEWEST_OF_A_KIND:
+        return f"There are {count} images of {of}: too few to say how many it finds."
+    text = f"Of 100 images of {of} it finds {of_100(*found['sensitivity'])} {how}"
     value, low, high = found["specificity"]
-    of, rest = {
-        "malignant": ("malignant lesions", "benign ones"),
-        "melanoma": ("melanomas", "other lesions"),
-    }[question]
-    text = (
-        f"Of 100 images of {of} it finds {of_100(*found['sensitivity'])} at the threshold chosen "
-        f"on the validation images (a probability of {100 * number(point.get('threshold')):.0f} %)"
-    ).replace(" (a probability of nan %)", "")
     if not math.isnan(value):
-        text += (
-            f"; of 100 of {rest} it raises a false alarm for {of_100(1 - value, 1 - high, 1 - low)}"
-        )
+        alarms = of_100(1 - value, 1 - high, 1 - low)
+        text += f"; of 100 of {rest} it raises a false alarm for {alarms}"
     if not math.isnan(found["ppv"][0]):
         text += f". Of 100 alarms {of_100(*found['ppv'])} are right here"
         text += "; where such lesions are rarer than here, fewer are"
     return text + "."
 
 
-def _most_probable(facts: dict[str, Any], names: list[str]) -> str:
-    """As for a threshold, from the most probable class, where no threshold was chosen."""
-    name, of = ("malignant", "malignant lesions") if "malignant" in names else ("mel", "melanomas")
-    found = {
-        n: metric(
-            {
-                "value": get(facts, "per_class", name, n),
-                "ci95": get(facts, "per_class_ci95", name, n),
-            }
-        )
-        for n in ("sensitivity", "specificity")
-    }
-    if math.isnan(found["sensitivity"][0]):
-        return ""
-    text = (
-        f"Of 100 images of {of} it finds {of_100(*found['sensitivity'])} by its most probable class"
-    )
-    value, low, high = found["specificity"]
-    if not math.isnan(value):
-        text += f"; of 100 others it takes {of_100(1 - value, 1 - high, 1 - low)} for one"
-    return text + ". No threshold was chosen for this evaluation."
-
-
-def _calibration(facts: dict[str, Any], predictions: pd.DataFrame) -> str:
-    known = labelled(facts, predictions)
+def _calibration(facts: dict[str, Any], known: Labelled | None) -> str:
     before = metric(get(facts, "calibration", "before", "ece"))
     after = metric(get(facts, "calibration", "after", "ece"))
     calibrated = not math.isnan(after[0])

@@ -65,7 +65,7 @@ def of_100(value: float, low: float = math.nan, high: float = math.nan) -> str:
         count = "fewer than 1"
     elif 0.995 < value < 1:
         count = "more than 99"
-    if math.isnan(low) or math.isnan(high):
+    if math.isnan(low) or math.isnan(high) or low == high:  # all resamples alike tell nothing
         return count
     return f"{count} (95 % interval {100 * low:.0f} to {100 * high:.0f})"
 
@@ -83,10 +83,9 @@ def warnings(facts: dict[str, Any]) -> list[str]:
         text = "Some of these images, or their lesions, were in the training."
         if not get(facts, "leaks", "excluded"):
             text += " The numbers flatter the model."
-        found.append(f"Leak: {sentence or text}")
+        found.append(sentence or text)
     elif status != "clean":
-        text = "Whether images of the training are among these is unknown."
-        found.append(f"Leak audit: {sentence or text}")
+        found.append(sentence or "Whether images of the training are among these is unknown.")
     if facts.get("split") == "val":
         found.append(
             "These are the validation images, which chose the best epoch: on images that had no "
