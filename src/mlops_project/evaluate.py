@@ -15,7 +15,7 @@ import typer
 from mlops_project.command_line import run_typer
 from mlops_project.console import start_console
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
 class Split(StrEnum):
@@ -34,24 +34,29 @@ def evaluate(
     ],
     more: Annotated[
         list[Path] | None,
-        typer.Argument(help="More trained models, to be averaged with it.", metavar="[CKPT …]"),
+        typer.Argument(help="More trained models, to be averaged with it.", metavar="CKPT …"),
     ] = None,
     data_dir: Annotated[
-        str | None, typer.Option(help="Folder with images and table (default: the run's own).")
+        str | None,
+        typer.Option(
+            help="Folder with images, table or not (default: the run's own).", metavar="DIR"
+        ),
     ] = None,
     split: Annotated[
-        Split, typer.Option(help="Images the run has never seen count as test.")
+        Split, typer.Option(help="Which images; those the run has never seen count as test.")
     ] = Split.test,
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over quarter turns and mirror images.")
     ] = False,
     target_sensitivity: Annotated[
         float,
-        typer.Option(help="Of thresholds, on the validation split.", min=0.01, max=1.0),
+        typer.Option(help="Of thresholds, on validation.", min=0.01, max=1.0, metavar="SHARE"),
     ] = 0.9,
     compare: Annotated[
         Path | None,
-        typer.Option(help="Another trained model: the differences on the same images."),
+        typer.Option(
+            help="Another trained model: what differs on the same images.", metavar="CKPT"
+        ),
     ] = None,
     exclude_leaked: Annotated[
         bool,
@@ -59,7 +64,9 @@ def evaluate(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder to write to (default: reports/evaluation/<model>-version_N)."),
+        typer.Option(
+            help="To write to (default: reports/evaluation/<model>-version_N).", metavar="DIR"
+        ),
     ] = None,
 ) -> None:
     """Evaluates a trained model: a report, its numbers, pictures and predictions.

@@ -78,6 +78,8 @@ def make_facts(
         "split_hash": "816bfc68a1c88bd9",
         "settings": SETTINGS,
         "class_names": names,
+        "n_images": len(predictions),
+        "n_lesions": int(predictions["lesion_id"].nunique()),
         **evaluator.measure(names, predictions),
         **decided,
         "subgroups": subgroups.compare(

@@ -248,8 +248,10 @@ def test_unlabelled_images_have_a_page(example: Example, tmp_path: Path) -> None
     facts, predictions = example
     names = ("checkpoint", "model", "split", "n_images", "class_names", "out_of_distribution")
     known = {n: facts[n] for n in names}
-    unlabelled = predictions.drop(columns="y_true")
-    page = checked(write_page(known, [], tmp_path, unlabelled))
+    unlabelled = predictions.assign(y_true="")
+    pictures = draw_pictures(known, unlabelled, tmp_path)
+    assert pictures == []
+    page = checked(write_page(known, pictures, tmp_path, unlabelled))
     assert [a["id"] for a in page.all("section")] == [
         *("predicted", "leaks", "out-of-distribution", "settings")
     ]

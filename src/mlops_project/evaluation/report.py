@@ -29,7 +29,6 @@ from mlops_project.evaluation.decisions import decide, malignant_classes
 from mlops_project.evaluation.images import (
     OUT_OF_FOLD,
     Images,
-    known_split,
     open_images,
     reopen,
 )
@@ -163,13 +162,13 @@ def _compared(
     other: Sequence[TrainedModel], images: Images, predictions: Predictions, tta: bool
 ) -> dict[str, Any]:
     second = predict(other, reopen(images, other), tta=tta)
-    parts = known_split(images.table, other[0].facts["split"])
+    seen = leaks.audit([other[0].facts["split"]], images.table)["leaked_images"]
     return comparison.compare(
         images.class_names,
         predictions.labelled(),
         second.labelled(),
         str(other[0].path),
-        seen_by_second=set(images.table["image_id"][parts == "train"]),
+        seen_by_second=seen,
     )
 
 
