@@ -20,9 +20,11 @@ def main() -> int:
         print(settings.help_text())
         return 0
     if {"-m", "--multirun"} & set(arguments):
+        from mlops_project.evaluation.presentation.runs_page import show_new
         from mlops_project.training.multirun import run_each
 
-        return run_each([a for a in arguments if a not in ("-m", "--multirun")])
+        with show_new():
+            return run_each([a for a in arguments if a not in ("-m", "--multirun")])
     if "--cfg" in arguments:
         import yaml
 

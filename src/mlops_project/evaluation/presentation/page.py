@@ -51,10 +51,7 @@ def write_page(
         The page.
     """
     names = class_names(facts, predictions)
-    script, styles = (
-        (rendering.TEMPLATES / f"report.{kind}").read_text() for kind in ("js", "css")
-    )
-    values = {
+    values = page_frame() | {
         "facts": present(facts),
         "names": names,
         "diagnoses": DIAGNOSES,
@@ -66,14 +63,23 @@ def write_page(
         "pictures": _pictures(pictures),
         "explanations": _explanations(facts, folder),
         "settings": list(flat(facts.get("settings"))),
-        # A page that may load nothing and run nothing but its own script, whatever a name holds
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    return rendering.write(folder / "report.html", "report.html.jinja", values)
+
+
+def page_frame() -> dict[str, Any]:
+    """Script and styles of a page, and the policy that it may load and run nothing else."""
+    script, styles = (
+        (rendering.TEMPLATES / f"report.{kind}").read_text() for kind in ("js", "css")
+    )
+    return {
+        # Whatever a name holds
         "policy": "default-src 'none'; img-src data:; "
         f"style-src '{_hash(styles)}'; script-src '{_hash(script)}'",
         "script": Markup(script),
         "styles": Markup(styles),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    return rendering.write(folder / "report.html", "report.html.jinja", values)
 
 
 def _hash(text: str) -> str:
@@ -92,7 +98,7 @@ def _pictures(pictures: Sequence[Picture]) -> dict[str, dict[str, Any]]:
     """What the page needs of each readable picture, by the name of its file."""
     found = {}
     for picture in pictures:
-        image = _image(picture.path)
+        image = embedded(picture.path)
         if image:
             found[picture.path.stem] = image | {
                 "title": picture.title,
@@ -106,13 +112,13 @@ def _explanations(facts: dict[str, Any], folder: Path) -> dict[str, list[dict[st
     """The explanations whose pictures can be read, by kind."""
     found: dict[str, list[dict[str, Any]]] = {"mistake": [], "success": []}
     for entry in mappings(facts.get("explanations")):
-        image = _image(folder / str(entry.get("picture") or ""))
+        image = embedded(folder / str(entry.get("picture") or ""))
         if image and entry.get("kind") in found:
             found[entry["kind"]].append(entry | image)
     return {kind: entries for kind, entries in found.items() if entries}
 
 
-def _image(path: Path) -> dict[str, Any]:
+def embedded(path: Path) -> dict[str, Any]:
     """A PNG as a data URL with its size, pixels; empty where it cannot be read."""
     try:
         with Image.open(path, formats=["PNG"]) as image:

@@ -1,0 +1,146 @@
+"""Runs side by side: which settings differ, and how far the same settings differ among seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from mlops_project import settings
+from mlops_project.errors import InputError
+from mlops_project.training.folders import MODELS, RESULTS
+
+METRICS = ("loss", "accuracy", "balanced_accuracy", "f1_score", "auroc")
+# What tells the repetitions of one experiment apart
+REPEATED = ("seed", "data.fold")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is done.
+
+    Attributes:
+        folder: models/<model>/version_N.
+        settings: by dotted name, without those that change nothing about the result.
+        results: what results.json holds: its best epoch's metrics and those on the test split.
+        history: metrics.csv, one row an epoch.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    results: dict[str, Any]
+    history: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same settings but for `REPEATED`.
+
+    Attributes:
+        name: 1, 2, …, as tables and pictures call it.
+        runs: at least one.
+    """
+
+    name: str
+    runs: list[Run]
+
+    def values(self, metric: str) -> pd.Series:
+        """Of each run that has it, such as val_auroc; float [R]."""
+        found = [run.results.get(metric) for run in self.runs]
+        return pd.Series([v for v in found if v is not None and math.isfinite(v)], dtype=float)
+
+    def checkpoints(self) -> list[str]:
+        """The best of each run."""
+        return [str(run.results["checkpoint"]) for run in self.runs]
+
+    def is_cross_validation(self) -> bool:
+        """Whether each fold of a cross-validation has been trained, once."""
+        folds = self.runs[0].settings.get("data.folds")
+        done = sorted(run.settings["data.fold"] for run in self.runs)
+        return folds is not None and done == list(range(folds))
+
+
+def finished(root: Path = MODELS) -> list[Path]:
+    """The folders of all runs that are done, in the order of their end."""
+    done = sorted(root.glob(f"*/version_*/{RESULTS}"), key=lambda path: path.stat().st_mtime)
+    return [path.parent for path in done]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Reads what runs have left.
+
+    Raises:
+        InputError: a folder holds no finished run.
+    """
+    free = {name for name, key in settings.keys().items() if key.facts["resume"] == "free"}
+    runs = []
+    for folder in folders:
+        try:
+            results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+            container = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            history = pd.read_csv(folder / "metrics.csv")
+            _ = results["checkpoint"]
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{folder}: no finished run ({Path(error.filename).name} is missing)\n"
+                "Name folders like models/resnet/version_0."
+            ) from error
+        except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InputError(f"{folder}: the run cannot be read ({reason[:150]})") from error
+        flat = flatten(settings.to_container(settings.from_container(container)))
+        kept = {n: v for n, v in flat.items() if n not in free and not n.startswith("wandb.")}
+        runs.append(Run(folder, kept, results, history))
+    return runs
+
+
+def flatten(container: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in container.items():
+        if isinstance(value, dict):
+            found |= flatten(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """The runs by their settings, in the order of the first of each."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        same = {name: value for name, value in run.settings.items() if name not in REPEATED}
+        found.setdefault(json.dumps(same, sort_keys=True), []).append(run)
+    return [Group(str(number), members) for number, members in enumerate(found.values(), 1)]
+
+
+def differing(groups: Sequence[Group]) -> list[str]:
+    """Names of the settings that not all groups have in common."""
+    first = groups[0].runs[0].settings
+    return [
+        name
+        for name in first
+        if name not in REPEATED and any(g.runs[0].settings.get(name) != first[name] for g in groups)
+    ]
+
+
+def table(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """A row a group: its name, number of runs, settings that differ, and of each metric mean and
+    standard deviation, named …_sd, which is NaN for a single run."""
+    rows = []
+    for one in groups:
+        row: dict[str, Any] = {"group": one.name, "runs": len(one.runs)}
+        row |= {name: one.runs[0].settings.get(name) for name in differing(groups)}
+        for metric in (f"{split}_{name}" for split in ("val", "test") for name in METRICS):
+            values = one.values(metric)
+            if len(values):
+                row[metric], row[f"{metric}_sd"] = float(values.mean()), float(values.std())
+        row["folders"] = ", ".join(str(run.folder) for run in one.runs)
+        rows.append(row)
+    return rows
