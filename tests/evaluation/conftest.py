@@ -11,7 +11,7 @@ import pytest
 
 from mlops_project import settings
 from mlops_project.training.run import Result, train
-from tests.evaluation.examples import make_facts
+from tests.evaluation.presentation.examples import make_facts
 
 Example = tuple[dict[str, Any], pd.DataFrame]
 

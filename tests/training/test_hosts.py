@@ -63,6 +63,7 @@ def table(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "models/baseline_cnn/version_0/metrics.csv")
 
 
+@pytest.mark.slow
 def test_two_hosts_and_two_processes_of_one_train_the_same_as_one_process(
     two_hosts: list[tuple[str, str]],
     demo_folder: Path,

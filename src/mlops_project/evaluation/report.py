@@ -23,7 +23,6 @@ from mlops_project.evaluation import (
     leaks,
     out_of_distribution,
     subgroups,
-    terminal,
 )
 from mlops_project.evaluation.decisions import decide, malignant_classes
 from mlops_project.evaluation.images import (
@@ -33,9 +32,10 @@ from mlops_project.evaluation.images import (
     reopen,
 )
 from mlops_project.evaluation.inference import Predictions, embed, predict
-from mlops_project.evaluation.model_card import write_model_card
-from mlops_project.evaluation.page import write_page
-from mlops_project.evaluation.pictures import draw_pictures
+from mlops_project.evaluation.presentation import terminal
+from mlops_project.evaluation.presentation.model_card import write_model_card
+from mlops_project.evaluation.presentation.page import write_page
+from mlops_project.evaluation.presentation.pictures import draw_pictures
 from mlops_project.evaluation.trained_model import TrainedModel, describe, load_models
 from mlops_project.files import atomic_write
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from mlops_project.evaluation import charts, curves
-from mlops_project.evaluation.drawing import Drawing, save, style
+from mlops_project.evaluation.presentation import charts, curves
+from mlops_project.evaluation.presentation.drawing import Drawing, save, style
 
 # By the name of the file, in the order of the page
 PICTURES: dict[str, Callable[[dict[str, Any], pd.DataFrame], Drawing | None]] = {

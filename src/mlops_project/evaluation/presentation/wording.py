@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mlops_project.evaluation.reading import get, texts
+from mlops_project.evaluation.presentation.reading import get, texts
 
 LABELS = {
     "f1_score": "F1 score",

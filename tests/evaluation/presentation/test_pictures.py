@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mlops_project.evaluation import charts
-from mlops_project.evaluation.drawing import Drawing, style
-from mlops_project.evaluation.pictures import PICTURES, draw_pictures
+from mlops_project.evaluation.presentation import charts
+from mlops_project.evaluation.presentation.drawing import Drawing, style
+from mlops_project.evaluation.presentation.pictures import PICTURES, draw_pictures
 from tests.evaluation.conftest import Example
-from tests.evaluation.examples import make_facts, with_hostile_names, without_numbers
+from tests.evaluation.presentation.examples import make_facts, with_hostile_names, without_numbers
 
 FROM_PREDICTIONS = ["confusion_matrix", "roc", "precision_recall", "reliability"]
 

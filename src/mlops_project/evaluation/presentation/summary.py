@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mlops_project.evaluation.reading import (
+from mlops_project.evaluation.presentation.reading import (
     Labelled,
     class_names,
     get,
@@ -17,8 +17,8 @@ from mlops_project.evaluation.reading import (
     number,
     texts,
 )
+from mlops_project.evaluation.presentation.wording import label, of_100
 from mlops_project.evaluation.subgroups import FEWEST_OF_A_KIND
-from mlops_project.evaluation.wording import label, of_100
 
 QUESTIONS = {  # what is found, what is not to be, and the class of it
     "malignant": ("malignant lesions", "benign ones", "malignant"),

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from mlops_project.evaluation.model_card import write_model_card
+from mlops_project.evaluation.presentation.model_card import write_model_card
 from tests.evaluation.conftest import Example
-from tests.evaluation.examples import with_holes, with_hostile_names, without_numbers
+from tests.evaluation.presentation.examples import with_holes, with_hostile_names, without_numbers
 
 HEADINGS = [
     *("Model details", "Intended use", "Limits", "Data", "Evaluation", "Licence and citation"),

@@ -17,7 +17,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from mlops_project.evaluation import bootstrap, measures
 from mlops_project.evaluation.decisions import malignant_classes
-from mlops_project.evaluation.drawing import (
+from mlops_project.evaluation.presentation.drawing import (
     BLACK,
     BLUE,
     COLOURS,
@@ -30,7 +30,7 @@ from mlops_project.evaluation.drawing import (
     new_figure,
     short,
 )
-from mlops_project.evaluation.reading import (
+from mlops_project.evaluation.presentation.reading import (
     Labelled,
     get,
     interval,

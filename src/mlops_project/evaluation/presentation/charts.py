@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from sklearn.metrics import confusion_matrix as count_pairs
 
-from mlops_project.evaluation.drawing import (
+from mlops_project.evaluation.presentation.drawing import (
     BLUE,
     GREY,
     VERMILLION,
@@ -23,7 +23,7 @@ from mlops_project.evaluation.drawing import (
     new_figure,
     short,
 )
-from mlops_project.evaluation.reading import get, labelled, metric, number
+from mlops_project.evaluation.presentation.reading import get, labelled, metric, number
 from mlops_project.evaluation.subgroups import FEWEST
 
 

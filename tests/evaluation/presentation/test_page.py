@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops_project.evaluation.page import write_page
-from mlops_project.evaluation.pictures import PICTURES, Picture, draw_pictures
+from mlops_project.evaluation.presentation.page import write_page
+from mlops_project.evaluation.presentation.pictures import PICTURES, Picture, draw_pictures
 from tests.evaluation.conftest import Example
-from tests.evaluation.examples import (
+from tests.evaluation.presentation.examples import (
     HOSTILE,
     make_facts,
     with_holes,

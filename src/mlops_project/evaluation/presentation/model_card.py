@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from mlops_project.data.diagnoses import DIAGNOSES
-from mlops_project.evaluation import rendering, wording
-from mlops_project.evaluation.reading import class_names, get, metric, present, texts
-from mlops_project.evaluation.summary import largest_gap, summary
+from mlops_project.evaluation.presentation import rendering, wording
+from mlops_project.evaluation.presentation.reading import class_names, get, metric, present, texts
+from mlops_project.evaluation.presentation.summary import largest_gap, summary
 
 TYPES = {  # of metrics, as Hugging Face's hub knows them
     "accuracy": "accuracy",

@@ -17,8 +17,14 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from mlops_project.evaluation.reading import number
-from mlops_project.evaluation.wording import MEANINGS, MISSING, NO_INTERVAL, NO_VALUE, label
+from mlops_project.evaluation.presentation.reading import number
+from mlops_project.evaluation.presentation.wording import (
+    MEANINGS,
+    MISSING,
+    NO_INTERVAL,
+    NO_VALUE,
+    label,
+)
 from mlops_project.files import atomic_write
 from mlops_project.printable import printable
 

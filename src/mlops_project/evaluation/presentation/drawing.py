@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from mlops_project.evaluation.reading import number
+from mlops_project.evaluation.presentation.reading import number
 from mlops_project.files import atomic_write
 from mlops_project.printable import printable
 

@@ -13,10 +13,10 @@ from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from mlops_project.data.diagnoses import DIAGNOSES
-from mlops_project.evaluation import rendering, wording
-from mlops_project.evaluation.pictures import Picture
-from mlops_project.evaluation.reading import class_names, flat, mappings, present
-from mlops_project.evaluation.summary import largest_gap, summary
+from mlops_project.evaluation.presentation import rendering, wording
+from mlops_project.evaluation.presentation.pictures import Picture
+from mlops_project.evaluation.presentation.reading import class_names, flat, mappings, present
+from mlops_project.evaluation.presentation.summary import largest_gap, summary
 
 HOW_TO_READ = {  # by the name of the picture's file
     "confusion_matrix": "A row shows what the images of one class are taken for; the right answers "

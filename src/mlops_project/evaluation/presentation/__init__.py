@@ -1,0 +1,1 @@
+"""How an evaluation is shown: pictures, a page, a model card, the terminal."""
