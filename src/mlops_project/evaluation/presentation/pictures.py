@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from mlops_project.evaluation.presentation import charts, curves
+from mlops_project.evaluation.presentation import charts, curves, ranking_curves
 from mlops_project.evaluation.presentation.drawing import Drawing, save, style
 
 # By the name of the file, in the order of the page
 PICTURES: dict[str, Callable[[dict[str, Any], pd.DataFrame], Drawing | None]] = {
     "confusion_matrix": charts.confusion_matrix,
-    "roc": curves.roc,
-    "precision_recall": curves.precision_recall,
+    "roc": ranking_curves.roc,
+    "precision_recall": ranking_curves.precision_recall,
     "decision_curve_malignant": partial(curves.decision_curve, question="malignant"),
     "decision_curve_melanoma": partial(curves.decision_curve, question="melanoma"),
     "reliability": curves.reliability,
