@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 from mlops_project.command_line import run_typer
-from mlops_project.console import start_console
 
 app = typer.Typer(
     add_completion=False,
@@ -56,7 +55,6 @@ def run(
     """Runs trials. The same command goes on with them, and may run several times at once."""
     from mlops_project.searching.search import search
 
-    start_console()
     search(file, overrides or [], trials, storage, name, folds, grace)
 
 

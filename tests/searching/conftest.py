@@ -26,6 +26,17 @@ SWEEP = {
         "${args_no_hyphens}",
     ],
 }
+# A training that takes as little time as one can
+TINY = (
+    "data.image_size=16",
+    "data.num_workers=0",
+    "model.architecture.conv_blocks=1",
+    "model.architecture.channels=[2]",
+    "training.limit_train_batches=2",
+    "training.compile=false",
+    "training.precision=32",
+    "training.channels_last=false",
+)
 POSTGRES = [Path(p) for p in ("/usr/lib/postgresql/15/bin", "/usr/lib/postgresql/17/bin")]
 
 WriteSweep = Callable[..., Path]

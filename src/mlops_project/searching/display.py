@@ -89,6 +89,11 @@ class Display:
             self.console.print(f"waiting for the trials of other workers: {running}")
         self._waits = True
 
+    def _left(self, trials: Sequence[FrozenTrial]) -> int:
+        counts = count(trials)
+        # A grid has no other combination in the place of a failed one.
+        return self.total - counts.done - (counts.failed if self.sweep.method == "grid" else 0)
+
     def _line(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:
         """A finished trial, in one line."""
         counts = count(trials)
@@ -100,9 +105,9 @@ class Display:
         seconds = duration(trial)
         parts.append(f"{seconds:.0f} s")
         if has_failed(trial):
-            parts.append(trial.user_attrs["error"])
+            parts.append(printable(trial.user_attrs["error"], 160))
         parts += [f"{name}={_short(value)}" for name, value in trial.params.items()]
-        left = time_left(trials, self.total)
+        left = time_left(trials, self._left(trials))
         return ", ".join(parts) + (f"; {left}" if left else "")
 
     def _show(self, trials: Sequence[FrozenTrial]) -> None:
@@ -111,7 +116,7 @@ class Display:
 
     def _table(self, trials: Sequence[FrozenTrial]) -> Table:
         counts = count(trials)
-        left = time_left(trials, self.total)
+        left = time_left(trials, self._left(trials))
         title = f"{self.sweep.name}: {counts.done} of {self.total} trials"
         title += f", {counts.failed} failed" if counts.failed else ""
         title += f", {left}" if left else ""

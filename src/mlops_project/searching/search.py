@@ -20,6 +20,7 @@ from mlops_project.searching.worker import Worker
 
 SEARCHES = Path("reports/search")
 COMMAND = "uv run src/mlops_project/search.py"
+GRACE_SECONDS = 60  # without a sign of life, after which a worker is taken for dead
 TRIALS = 20  # where neither the user nor the file says how many, and there is no grid to end
 
 
@@ -30,7 +31,7 @@ def search(
     storage: str | None = None,
     name: str | None = None,
     folds: int | None = None,
-    grace: int = 60,
+    grace: int = GRACE_SECONDS,
 ) -> None:
     """Runs trials until enough count, together with all others that do the same.
 
@@ -77,6 +78,7 @@ def search(
         ("--storage", database.told if storage else None),
         ("--name", name),
         ("--folds", folds),
+        ("--grace", grace if grace != GRACE_SECONDS else None),
     ):
         given += [option, str(value)] if value is not None else []
     again = f"{COMMAND} {shlex.join([str(path), *given])}"

@@ -161,9 +161,15 @@ class Study:
         return any(sign * value <= sign * self.sweep.target for value in values)
 
     def beat(self, trial: Trial) -> None:
-        """Tells the other workers that this one is alive."""
+        """Tells the other workers that this one is alive; `Lost` where it is too late for that."""
         database: Any = self._study._storage
-        self.storage.patiently(lambda: database.record_heartbeat(trial._trial_id))
+
+        def work() -> bool:
+            database.record_heartbeat(trial._trial_id)
+            return database.get_trial(trial._trial_id).state.is_finished()
+
+        if self.storage.patiently(work):
+            raise Lost
 
     def note(self, trial: Trial, name: str, value: Any) -> None:
         """Keeps something about a trial."""

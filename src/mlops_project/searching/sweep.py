@@ -11,7 +11,7 @@ from typing import Any
 from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.errors import InputError
-from mlops_project.metrics import MONITORABLE
+from mlops_project.metrics import monitor_mode
 from mlops_project.printable import printable
 from mlops_project.searching import sections
 from mlops_project.searching.sections import Findings, Goal, Halving
@@ -140,11 +140,14 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     run_cap = found.whole(content.get("run_cap"), "run_cap", 1)
     try:
         config = settings.load([*overrides, *given])
+        monitor_mode(config.training.monitor_metric)
     except InputError as error:
-        found.problems.append(first_line(error))
+        if first_line(error) not in found.problems:
+            found.problems.append(first_line(error))
         return None, found
-    metric = metric or config.training.monitor_metric
-    if metric not in MONITORABLE:
+    if metric is None and content.get("metric") is None:
+        metric = config.training.monitor_metric
+    if metric is None:
         return None, found
     goal = sections.read_goal(metric, content.get("metric"), found)
     if config.training.resume_from_checkpoint:
@@ -185,7 +188,11 @@ def _load(path: Path) -> dict[Any, Any]:
     if not path.exists():
         raise InputError(f"{path}: no such file; configs/sweeps.yaml is an example")
     settings.check_file(path)
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not readable as YAML: {printable(reason, 300)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a sweep file: it has no method: and parameters:")
     return content

@@ -76,11 +76,14 @@ def best_number(trials: Sequence[FrozenTrial], goal: str) -> int | None:
     return None if best is None else best.number
 
 
-def time_left(trials: Sequence[FrozenTrial], total: int) -> str:
-    """About how long the rest takes; empty where nothing tells, or nothing is left."""
-    counts = count(trials)
+def time_left(trials: Sequence[FrozenTrial], left: int) -> str:
+    """About how long the rest takes; empty where nothing tells, or nothing is left.
+
+    Args:
+        trials: all of them.
+        left: how many are still to be done, the running ones included.
+    """
     taken = [duration(t) for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
-    left = total - counts.done
     if not taken or left <= 0:
         return ""
     mean = statistics.fmean(taken)
