@@ -61,37 +61,52 @@ def _binaries() -> Path | None:
     return next((p for p in (*places, *POSTGRES) if (p / "initdb").is_file()), None)
 
 
+class Server:
+    """A PostgreSQL server of the tests' own, which runs as the user that it needs."""
+
+    def __init__(self, binaries: Path, folder: Path, owner: dict[str, Any]) -> None:
+        self.binaries, self.folder, self.owner = binaries, folder, owner
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"postgresql://searcher@127.0.0.1:{self.port}/postgres"
+        self._run("initdb", "-U", "searcher", "-A", "trust", "--no-sync")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        words = [str(self.binaries / program), "-D", str(self.folder / "data"), *arguments]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd=self.folder, **self.owner)
+
+    def start(self) -> None:
+        options = f"-k {self.folder} -p {self.port} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "start", "-w", "-l", str(self.folder / "log"), "-o", options)
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "-m", "immediate")
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The address of a server of its own, which goes with the tests."""
+def server() -> Iterator[Server]:
+    """A server that goes with the tests."""
     binaries = _binaries()
     if binaries is None:
         pytest.skip("PostgreSQL is not installed")
+    owner: dict[str, Any] = {}
     folder = Path(tempfile.mkdtemp(prefix="mlops_pg_"))
-    as_owner: dict[str, Any] = {"cwd": folder}
-    if os.getuid() == 0:  # the server refuses to run as root
+    if os.getuid() == 0:  # it refuses to run as root
         try:
-            owner = pwd.getpwnam("postgres")
+            user = pwd.getpwnam("postgres")
         except KeyError:
             pytest.skip("PostgreSQL has no user of its own here")
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-        as_owner |= {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = folder / "data"
-
-    def run(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [str(binaries / program), "-D", str(data), *arguments],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            **as_owner,
-        )
-
-    run("initdb", "-U", "searcher", "-A", "trust", "--no-sync")
-    options = f"-k {folder} -p {port} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o", options)
-    yield f"postgresql://searcher@127.0.0.1:{port}/postgres"
-    run("pg_ctl", "stop", "-m", "immediate")
+        os.chown(folder, user.pw_uid, user.pw_gid)
+        owner = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+    made = Server(binaries, folder, owner)
+    made.start()
+    yield made
+    made.stop()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres(server: Server) -> str:
+    """Its address."""
+    return server.address

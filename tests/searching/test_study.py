@@ -9,6 +9,7 @@ import itertools
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mlops_project.searching.storage import Storage
 from mlops_project.searching.study import Done, Lost, Study
 from mlops_project.searching.sweep import read
 from mlops_project.searching.trials import count
-from tests.searching.conftest import WriteSweep
+from tests.searching.conftest import Server, WriteSweep
 
 # Claims trials until there is none left, and writes down each one that it has completed.
 CLAIM = """
@@ -53,18 +54,14 @@ while True:
 """
 
 
-def open_study(path: Path, storage: str, *given: str, folds: int | None = None) -> Study:
+def open_study(path: Path, storage: str, *given: str, grace: int = 600) -> Study:
     sweep = read(path, given)
-    return Study(sweep, Storage(storage, sweep.name, 2), folds)
+    return Study(sweep, Storage(storage, sweep.name, grace), None)
 
 
 def worker(path: Path, storage: str, total: int, notes: Path) -> subprocess.Popen[str]:
     words = [sys.executable, "-c", CLAIM, str(path), storage, str(total), str(notes)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-
-def state_of(study: Study, number: int) -> str:
-    return study.trials()[number].state.name
 
 
 def run_all(path: Path, storage: str, total: int, notes: Path, kills: int) -> Study:
@@ -117,6 +114,23 @@ def test_no_combination_of_a_grid_is_tried_twice(write_sweep: WriteSweep, tmp_pa
     assert sorted(tried) == sorted(itertools.product(rates, sizes))
 
 
+def test_a_search_waits_for_a_server_that_is_started_again(
+    server: Server, write_sweep: WriteSweep
+) -> None:
+    study = open_study(write_sweep("restart.yaml"), server.address)
+    trial = study.claim(1)
+    assert trial is not None
+    server.stop()
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    study.report(trial, 0.5, 1)
+    study.complete(trial, 0.5)
+    starting.join()
+    with pytest.raises(Done):
+        study.claim(1)
+    assert study.trials()[0].intermediate_values == {1: 0.5}
+
+
 def test_draws_depend_on_the_seed_and_the_number_of_the_trial_alone(
     write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
@@ -131,6 +145,8 @@ def test_draws_depend_on_the_seed_and_the_number_of_the_trial_alone(
             found.append(trial.params)
             if number == failing:
                 study.fail(trial, "tried")
+            else:
+                study.complete(trial, 0.5)
         return found
 
     first = draws("a.db")
@@ -178,7 +194,7 @@ def test_a_worker_that_comes_back_too_late_has_lost_its_trial(
     write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
-    asleep, awake = (open_study(write_sweep(), storage) for _ in range(2))
+    asleep, awake = (open_study(write_sweep(), storage, grace=2) for _ in range(2))
     trial = asleep.claim(1)
     assert trial is not None
     taken = None

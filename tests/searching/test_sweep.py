@@ -167,6 +167,16 @@ def test_what_the_command_line_gives_is_not_searched(write_sweep: WriteSweep) ->
     assert sweep.metric == "val_loss"
 
 
+def test_weights_and_biases_is_left_out_unless_the_command_line_asks(
+    write_sweep: WriteSweep,
+) -> None:
+    command = ["${program}", "wandb.enabled=true", "wandb.project=mine", "seed=5", "${args}"]
+    path = write_sweep(command=command)
+    quiet, asked = read(path, []).config, read(path, ["wandb.enabled=true"]).config
+    assert (quiet.wandb.enabled, quiet.seed) == (False, 5)
+    assert (asked.wandb.enabled, asked.wandb.project) == (True, "mine")
+
+
 @pytest.mark.parametrize(
     ("node", "epochs"),
     [

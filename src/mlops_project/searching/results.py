@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops_project.errors import ProjectError
 from mlops_project.files import atomic_write
 from mlops_project.searching.study import Study
 from mlops_project.searching.trials import best_number, count, duration, state
@@ -97,6 +98,9 @@ def report(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
         study: that is done, or was interrupted.
         folder: to write to.
         tell: shows a line.
+
+    Raises:
+        ProjectError: there is no best one.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     trials = study.trials()
@@ -117,8 +121,10 @@ def report(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
     number = best_number(trials, study.sweep.goal)
     best = next((t for t in trials if t.number == number), None)
     if best is None:
-        tell("no trial was trained to the end: there is no best one")
-        return
+        raise ProjectError(
+            f"no trial was trained to the end: there is no best one\n"
+            f"What they said: {folder}/trial_*.log"
+        )
     attributes = best.user_attrs
     epoch = attributes.get("epoch")
     where = f" in epoch {int(epoch) + 1}" if epoch is not None else ""

@@ -53,10 +53,10 @@ def search(
     sweep = read(path, arguments).named(name)
     if folds and not {"data.folds", "data.fold"} <= settings.keys().keys():
         raise InputError("--folds: this version has no data.folds")
-    if sweep.config.data.name != "demo":
-        require_folder(Path(sweep.config.data.data_dir))
     folder = SEARCHES / sweep.name
     database = Storage(storage or f"sqlite:///{folder / 'study.db'}", sweep.name, grace)
+    if sweep.config.data.name != "demo":
+        require_folder(Path(sweep.config.data.data_dir))
     study = Study(sweep, database, folds)
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,9 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
         ]
 
     constants = [p.override(p.ends[0]) for p in parameters if len(p.choices) == 1]
-    overrides = [*_without_wandb(commanded), *settings.normalise(constants)]
+    if "wandb.enabled" not in names:  # a search needs no account, whatever the file says
+        commanded = [o for o in commanded if not o.lstrip("+").startswith("wandb")]
+    overrides = [*commanded, *settings.normalise(constants)]
     metric = sections.read_metric(content, found)
     if metric and not any("training.monitor_metric=" in o for o in (*overrides, *given)):
         # The run's best epoch is that of the metric, unless something else is asked for.
@@ -200,8 +202,3 @@ def _load(path: Path) -> dict[Any, Any]:
 
 def _dicts(node: Any) -> list[dict[Any, Any]]:
     return [v for v in node.values() if isinstance(v, dict)] if isinstance(node, dict) else []
-
-
-def _without_wandb(overrides: Iterable[str]) -> list[str]:
-    """A search needs no account: the file's own settings for one are left out of its trials."""
-    return [o for o in overrides if not o.lstrip("+").startswith("wandb")]
