@@ -5,6 +5,7 @@ The workers here are processes that claim trials as a search does, and train not
 
 from __future__ import annotations
 
+import io
 import itertools
 import random
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mlops_project.errors import InputError
+from mlops_project.searching.display import Display
 from mlops_project.searching.storage import Storage
 from mlops_project.searching.study import Done, Lost, Study
 from mlops_project.searching.sweep import read
@@ -277,3 +280,26 @@ def test_a_search_goes_on_only_with_what_can_be_compared(
         open_study(write_sweep(**sections), storage, *given)
     assert told in str(refused.value)
     assert "--name" in str(refused.value)
+
+
+def test_what_is_shown_in_a_terminal_and_in_a_pipe(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    study = open_study(write_sweep(), f"sqlite:///{tmp_path / 'study.db'}")
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    pipe = Console(file=io.StringIO(), width=100)
+    for console in (terminal, pipe):
+        with Display(study.sweep, 4, console) as display:
+            first = study.claim(4)
+            assert first is not None
+            display.started(study.trials())
+            display.epoch(first.number, [0.75, 0.625, float("nan")], study.trials())
+            study.complete(first, 0.625)
+            display.ended(first.number, study.trials())
+    drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "0 of 4 trials" in drawn
+    assert "1 of 4 trials, about" in drawn
+    for word in ("running", "best", "0.6250", "learning_rate"):
+        assert word in drawn
+    lines = pipe.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 1
+    assert lines[0].startswith("[2/4] trial 1, complete, val_loss 0.6250")
+    assert lines[0].endswith("s left")

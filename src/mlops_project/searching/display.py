@@ -53,18 +53,16 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
-    def started(self, number: int, params: dict[str, Any], trials: Sequence[FrozenTrial]) -> None:
+    def started(self, trials: Sequence[FrozenTrial]) -> None:
         """A trial begins."""
         self._waits = False
         self._show(trials)
 
-    def epoch(
-        self, number: int, epochs: int, values: Sequence[float], trials: Sequence[FrozenTrial]
-    ) -> None:
+    def epoch(self, number: int, values: Sequence[float], trials: Sequence[FrozenTrial]) -> None:
         """A trial of this worker has finished an epoch; `values` has the metric of each so far."""
         known = [v for v in values if not math.isnan(v)]
         best = min if self.sweep.goal == "minimize" else max
-        self._epochs[number] = (epochs, best(known) if known else math.nan)
+        self._epochs[number] = (len(values), best(known, default=math.nan))
         self._show(trials)
 
     def ended(self, number: int, trials: Sequence[FrozenTrial]) -> None:

@@ -96,7 +96,7 @@ class TrialRun:
                 self.folder = Path(text.removeprefix(folders.TOLD))
 
     def rows(self) -> list[dict[str, str]]:
-        """The epochs of metrics.csv, if it has changed since the last call; else nothing."""
+        """The epochs of metrics.csv, a row each, if it has changed since the last call."""
         if self.folder is None:
             return []
         path = self.folder / "metrics.csv"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class Worker:
             )
 
     def _run_trial(self, trial: Trial) -> None:
-        self.display.started(trial.number, trial.params, self.study.trials())
+        self.display.started(self.study.trials())
         values: list[float] = []
         try:
             for fold in range(self.folds or 1):
@@ -141,7 +142,7 @@ class Worker:
             run = runs.TrialRun([*overrides, *options], output)
             result = self._follow(trial, run, name, facts, report=fold is None)
         value = runs.metric_of(result, sweep.metric)
-        if value != value:
+        if math.isnan(value):
             raise _Ended(f"{sweep.metric} is not a number")
         epoch = result.get("best_epoch")
         self.study.note(trial, name.replace("folder", "checkpoint"), result.get("checkpoint"))
@@ -187,23 +188,20 @@ class Worker:
     def _report(self, trial: Trial, run: runs.TrialRun, reported: set[int]) -> bool:
         """Hands the epochs since the last time on; whether the trial may end."""
         sweep = self.study.sweep
-        rows = run.rows()
-        new = [row for row in rows if int(row["epoch"]) + 1 not in reported]
-        if not new:
-            return False
+        values = [runs.metric_of(row, sweep.metric) for row in run.rows()]
         best = min if sweep.goal == "minimize" else max
-        values = [runs.metric_of(row, sweep.metric) for row in rows]
-        for row in new:
-            step = int(row["epoch"]) + 1
-            value = values[rows.index(row)]
+        for step, value in enumerate(values, start=1):
+            if step in reported:
+                continue
             if sweep.halving and not sweep.halving.strict:
-                so_far = [v for v in values[: rows.index(row) + 1] if v == v]
-                value = best(so_far) if so_far else value
+                value = best((v for v in values[:step] if not math.isnan(v)), default=value)
             self.study.report(trial, value, step)
             reported.add(step)
-        self.display.epoch(trial.number, len(rows), values, self.study.trials())
+        if not values:
+            return False
+        self.display.epoch(trial.number, values, self.study.trials())
         epochs = trial.params.get("training.max_epochs", sweep.config.training.max_epochs)
-        return len(rows) < int(epochs) and self.study.is_behind(trial)
+        return len(values) < int(epochs) and self.study.is_behind(trial)
 
 
 def extra_options(given: tuple[str, ...]) -> list[str]:
