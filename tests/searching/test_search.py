@@ -133,7 +133,7 @@ def test_what_a_search_leaves(
         assert results["monitor"] == "val_auroc"
 
     # The last line trains the best one.
-    best = trials.loc[trials["val_auroc"].idxmax()]
+    best = max(trials.to_dict("records"), key=lambda trial: trial["val_auroc"])
     assert (
         f"best             trial {best['trial']}, val_auroc {best['val_auroc']:.4f}" in done.stdout
     )

@@ -93,7 +93,9 @@ class Study:
         return self._optuna.samplers.RandomSampler(seed)
 
     def claim(self, total: int) -> Trial | None:
-        """A trial for this worker, which runs until `finish`; None while others run the last ones.
+        """A trial for this worker to run; None while others run the last ones.
+
+        It is this worker's until it is told to be complete, pruned, failed or given back.
 
         Args:
             total: how many trials are to count in the end.
