@@ -50,7 +50,7 @@ class Key:
         """What a value must be, in words."""
         facts = self.facts
         if facts["choices"]:
-            return "one of " + ", ".join(_shown(c) for c in facts["choices"])
+            return "one of " + ", ".join(shown(c) for c in facts["choices"])
         words = {
             "int": "a whole number",
             "float": "a number",
@@ -257,7 +257,7 @@ def _in_quotes(text: str) -> str:
 def _checked_override(override: str) -> tuple[str, str]:
     """(key, value) of an override whose key exists."""
     if "=" not in override:
-        near = _suggestion(override.lstrip("-+~"))
+        near = suggestion(override.lstrip("-+~"))
         raise InputError(
             f"{printable(override)}: not understood; settings are written KEY=VALUE{near}"
         )
@@ -283,7 +283,7 @@ def _checked_override(override: str) -> tuple[str, str]:
         return name, value
     if name not in keys():
         raise InputError(
-            f"{printable(name or override)}: unknown setting{_suggestion(name)}\n"
+            f"{printable(name or override)}: unknown setting{suggestion(name)}\n"
             "(--help lists all of them)"
         )
     return name, _checked_value(keys()[name], value)
@@ -320,7 +320,8 @@ def _several(name: str, value: str) -> str:
     )
 
 
-def _suggestion(name: str) -> str:
+def suggestion(name: str) -> str:
+    """The settings whose names are like it, as the end of a message; nothing where none is."""
     known, name = [*keys(), *GROUPS], name[:100]
     last = name.rsplit(".", 1)[-1]
     same = [k for k in known if k.rsplit(".", 1)[-1] == last]
@@ -340,7 +341,7 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
 
     files = [path for group in GROUPS for path in sorted((CONFIGS / group).glob("*.yaml"))]
     for path in [CONFIGS / "train.yaml", *files]:
-        _check_file(path)
+        check_file(path)
     # The defaults alone: types are checked by `_typed`, whose messages name the range.
     ConfigStore.instance().store(name="schema", node=to_container(Config()))
     GlobalHydra.instance().clear()
@@ -352,7 +353,7 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
         raise InputError(_reason(error)) from error
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Refuses a file of settings that is none, before Hydra reads it."""
     import yaml
 
@@ -385,12 +386,12 @@ def _typed(container: dict[str, Any]) -> Config:
     def build(schema: Any, values: Any, prefix: str) -> Any:
         hints = typing.get_type_hints(schema)
         if not isinstance(values, dict):
-            said = printable(_shown(values))
+            said = printable(shown(values))
             raise InputError(f"{prefix.rstrip('.')}={said}: must be settings, each KEY: VALUE")
         unknown = [str(name) for name in values if name not in hints]
         if unknown:
             name = prefix + min(unknown)
-            raise InputError(f"{printable(name)}: unknown setting{_suggestion(name)}")
+            raise InputError(f"{printable(name)}: unknown setting{suggestion(name)}")
         arguments = {}
         for field, hint in hints.items():
             if dataclasses.is_dataclass(hint):
@@ -414,10 +415,10 @@ def convert(key: Key, value: Any) -> Any:
     if value is None and key.optional:
         return None
     facts = key.facts
-    if True in facts["choices"] and _shown(value) in _SWITCH:
-        return _SWITCH[_shown(value)]
+    if True in facts["choices"] and shown(value) in _SWITCH:
+        return _SWITCH[shown(value)]
     for choice in facts["choices"]:
-        if _shown(value) == _shown(choice):
+        if shown(value) == shown(choice):
             return choice
     if "off" in facts["words"] and value is False:
         return "off"  # YAML reads the word as a switch; a text is a name, even "0" or "no"
@@ -426,12 +427,12 @@ def convert(key: Key, value: Any) -> Any:
         return "none"
     if facts["choices"]:
         near = difflib.get_close_matches(
-            _shown(value)[:100], [_shown(c) for c in facts["choices"]], 1, 0.5
+            shown(value)[:100], [shown(c) for c in facts["choices"]], 1, 0.5
         )
         hint = f"; did you mean {near[0]}?" if near else ""
         if len(facts["choices"]) == 1:
             hint = f": {facts['meaning']}"
-        said = printable(_shown(value))
+        said = printable(shown(value))
         raise InputError(f"{key.name}={said}: must be {key.expected}{hint}")
     if isinstance(value, str) and value.lower() in facts["words"]:
         return value.lower()
@@ -442,15 +443,15 @@ def convert(key: Key, value: Any) -> Any:
 
 
 def _scalar(key: Key, kind: str, value: Any) -> Any:
-    wrong = InputError(f"{key.name}={printable(_shown(value))}: must be {key.expected}")
+    wrong = InputError(f"{key.name}={printable(shown(value))}: must be {key.expected}")
     if kind == "bool":
-        if _shown(value) in _SWITCH:
-            return _SWITCH[_shown(value)]
+        if shown(value) in _SWITCH:
+            return _SWITCH[shown(value)]
         raise wrong
     if kind == "str":
         if isinstance(value, (dict, list)) or value is None:
             raise wrong
-        text = _shown(value) if not isinstance(value, str) else value
+        text = shown(value) if not isinstance(value, str) else value
         if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
             raise InputError(f"{key.name}={printable(text)}: it has a control character")
         return text
@@ -477,7 +478,7 @@ def _scalar(key: Key, kind: str, value: Any) -> Any:
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a user writes it."""
     if value is None:
         return "none"
@@ -486,7 +487,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, str) and value.lower() in ("true", "false", "none"):
         return value.lower()
     if isinstance(value, list):
-        return "[" + ",".join(map(_shown, value)) + "]"
+        return "[" + ",".join(map(shown, value)) + "]"
     try:
         return str(value)
     except (ValueError, RecursionError):  # Python writes no numbers of more than 4300 digits
@@ -547,7 +548,7 @@ def help_text() -> str:
         if head != section:
             section = head
             lines += ["", head or "General"]
-        default = "" if key.default is None else f" [{_shown(key.default)}]"
+        default = "" if key.default is None else f" [{shown(key.default)}]"
         unit = key.facts["unit"]
         unit = f" ({unit})" if unit and unit not in key.expected else ""
         lines.append(f"  {key.name}{default}")

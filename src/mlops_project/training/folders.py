@@ -20,6 +20,7 @@ MODELS = Path("models")
 LOGS = Path("logs")
 SUMMARY = Path("reports/training_metrics.csv")
 PREVIOUS = "previous.ckpt"  # in a run's folder: what last.ckpt was before, until the run is done
+TOLD = "writing to "  # begins the line that tells a run's folder, which a search reads
 RESULTS = "results.json"  # in the folder of a run that is done
 _held: list[int] = []  # file descriptors of the locks
 

@@ -12,8 +12,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from mlops_project.config import Config
 from mlops_project.files import atomic_write
+from mlops_project.metrics import MONITORABLE
 from mlops_project.training import folders, weights_and_biases
-from mlops_project.training.tracking import MONITORABLE
 
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files
 CSV_NAME = "lightning_logs"

@@ -30,6 +30,7 @@ from mlops_project.errors import (
     is_out_of_memory,
     signal_arrived,
 )
+from mlops_project.metrics import monitor_mode
 from mlops_project.models.build import build_model
 from mlops_project.training import (
     checkpoints,
@@ -46,14 +47,13 @@ from mlops_project.training.presets import choose_presets
 from mlops_project.training.preview import draw_preview
 from mlops_project.training.resume import find_resume
 from mlops_project.training.saving import Checkpoints
-from mlops_project.training.signals import Interruption
+from mlops_project.training.signals import Interruption, end_with_parent
 from mlops_project.training.speed import Speed
 from mlops_project.training.summary import Result
 from mlops_project.training.tracking import (
     EpochMetrics,
     History,
     draw_curves,
-    monitor_mode,
     start_logging,
 )
 from mlops_project.training.trainer import build_trainer, check_machine
@@ -78,6 +78,7 @@ def train(config: Config, given: frozenset[str] | None = None) -> Result:
         ProjectError: it cannot go on; what is done is kept.
     """
     processes.join_the_watch()
+    end_with_parent()
     try:
         return _train(config, given)
     except BaseException as error:

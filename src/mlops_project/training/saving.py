@@ -14,12 +14,13 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, WeightAveragi
 
 from mlops_project.config import TrainingConfig
 from mlops_project.errors import Interrupted, ProjectError, interrupted_by
+from mlops_project.metrics import monitor_mode
 from mlops_project.training.checkpoints import LAST
 from mlops_project.training.logs import positions
 from mlops_project.training.nonfinite import NonFinite, weights_are_finite
 from mlops_project.training.processes import Agreement
 from mlops_project.training.signals import Interruption
-from mlops_project.training.tracking import History, monitor_mode
+from mlops_project.training.tracking import History
 
 
 class Checkpoints(Checkpoint):

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,8 @@ from mlops_project.errors import (
     raise_for_signal,
     signal_arrived,
 )
+
+PARENT = "MLOPS_PROJECT_PARENT"  # environment: the process that this one is not to outlive
 
 
 class Interruption:
@@ -69,3 +72,17 @@ def leave_at_once(code: int) -> None:
         except psutil.Error:
             continue
     os._exit(code)
+
+
+def end_with_parent() -> None:
+    """Where `PARENT` asks for it: SIGTERM to this process once the one that started it is gone."""
+    parent = os.environ.pop(PARENT, None)  # not for the processes that this one starts
+    if parent is None:
+        return
+
+    def follow() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -73,7 +73,7 @@ def describe(config: Config, built: BuiltModel, data: HAM10000DataModule, folder
         config.model.num_classes,
         data.split_hash(),
     )
-    log.info("writing to %s", folder)
+    log.info("%s%s", folders.TOLD, folder)
 
 
 def summary_row(

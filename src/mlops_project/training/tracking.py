@@ -17,30 +17,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from mlops_project.console import LogFile, start_console, stop_logging
-from mlops_project.errors import InputError
 from mlops_project.files import atomic_write
-from mlops_project.metrics import NAMES, classification_metrics
+from mlops_project.metrics import classification_metrics, monitor_mode
 from mlops_project.training.arrivals import Arrivals
 from mlops_project.training.folders import table_text
 from mlops_project.training.optimizers import Schedule
 from mlops_project.training.processes import gather
 
 log = logging.getLogger("mlops_project")
-
-MONITORABLE = tuple(f"{split}_{name}" for split in ("val", "train") for name in ("loss", *NAMES))
-
-
-def monitor_mode(metric: str) -> str:
-    """Whether a smaller or a larger value of a metric is better: "min" or "max".
-
-    Raises:
-        InputError: no such metric is logged.
-    """
-    if metric not in MONITORABLE:
-        raise InputError(
-            f"training.monitor_metric={metric}: no such metric\nKnown: {', '.join(MONITORABLE)}"
-        )
-    return "min" if metric.endswith("_loss") else "max"
 
 
 class EpochMetrics(Callback):

@@ -31,13 +31,13 @@ from lightning.pytorch.profilers import (
 
 from mlops_project.config import Config, TrainingConfig
 from mlops_project.errors import InputError
+from mlops_project.metrics import monitor_mode
 from mlops_project.training import folders
 from mlops_project.training.batch_norm import SyncedBatchNorm
 from mlops_project.training.checkpoints import AtomicCheckpointIO
 from mlops_project.training.finetuning import Unfreezing, freezes
 from mlops_project.training.presets import device_type
 from mlops_project.training.processes import START_SECONDS, WatchedDDP, WatchedFSDP, placement
-from mlops_project.training.tracking import monitor_mode
 
 log = logging.getLogger("mlops_project")
 

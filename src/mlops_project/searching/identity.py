@@ -1,0 +1,51 @@
+"""What makes two starts of a search the same search, so that their trials can be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlops_project import settings
+from mlops_project.errors import InputError
+from mlops_project.searching.space import Parameter
+from mlops_project.searching.sweep import Sweep
+
+# A resumed run may be given another value, but it shapes what comes of a trial.
+SHAPING = ("training.early_stopping_patience", "training.max_time")
+
+
+def identity(sweep: Sweep, folds: int | None) -> dict[str, str]:
+    """All that must stay the same for trials to be compared, in words."""
+    facts = {"method": sweep.method, "metric": f"{sweep.metric} ({sweep.goal})"}
+    facts |= {f"parameters.{p.name}": _exactly(p) for p in sweep.parameters}
+    if sweep.halving:
+        facts["early_terminate"] = str(sweep.halving)
+    if folds:
+        facts["--folds"] = str(folds)
+    container = settings.to_container(sweep.config)
+    for name, key in settings.keys().items():
+        if key.facts["resume"] == "free" and name not in SHAPING:
+            continue
+        value: Any = container
+        for part in name.split("."):
+            value = value[part]
+        facts[name] = settings.shown(value)
+    return facts
+
+
+def check_same(name: str, before: dict[str, str], now: dict[str, str]) -> None:
+    """Raises InputError where trials could not be compared with those that there are."""
+    # A setting that only one of them has is of another version of this project.
+    optional = settings.keys().keys() - (before.keys() & now.keys())
+    names = [n for n in {**before, **now} if n not in optional]
+    changed = [n for n in names if before.get(n) != now.get(n)]
+    if changed:
+        first, more = changed[0], len(changed) - 1
+        raise InputError(
+            f"{name}: this search was begun with {first}: {before.get(first, 'none')}, now it is "
+            f"{now.get(first, 'none')}{f' (and {more} more)' if more else ''}\n"
+            "--name NAME begins another search beside it."
+        )
+
+
+def _exactly(parameter: Parameter) -> str:
+    return parameter.told if parameter.choices else str(parameter.distribution())

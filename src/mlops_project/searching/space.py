@@ -1,0 +1,289 @@
+"""The parameters of a sweep file: what each may be, as Optuna samples it.
+
+Weights & Biases' distributions (https://docs.wandb.ai/guides/sweeps/sweep-config-keys) of which
+Optuna has the very same are read; the others are refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlops_project.printable import printable
+from mlops_project.settings import shown
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+# The keys beside `distribution` that each one needs, and those that it may have.
+DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "constant": (("value",), ()),
+    "categorical": (("values",), ()),
+    "categorical_w_probabilities": (("values", "probabilities"), ()),
+    "int_uniform": (("min", "max"), ()),
+    "uniform": (("min", "max"), ()),
+    "q_uniform": (("min", "max"), ("q",)),
+    "log_uniform": (("min", "max"), ()),
+    "log_uniform_values": (("min", "max"), ()),
+    "inv_log_uniform": (("min", "max"), ()),
+    "inv_log_uniform_values": (("min", "max"), ()),
+    "q_log_uniform": (("min", "max"), ("q",)),
+    "q_log_uniform_values": (("min", "max"), ("q",)),
+    "normal": ((), ("mu", "sigma")),
+    "log_normal": ((), ("mu", "sigma")),
+    "q_normal": ((), ("mu", "sigma", "q")),
+    "q_log_normal": ((), ("mu", "sigma", "q")),
+    "beta": ((), ("a", "b")),
+    "q_beta": ((), ("a", "b", "q")),
+}
+_UNBOUNDED = ("normal", "log_normal", "q_normal", "q_log_normal", "beta", "q_beta")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting that is searched over, or has one value in all trials.
+
+    Attributes:
+        name: of the setting, or of a group of them such as "model".
+        choices: the values, where they are listed; one: a constant.
+        low, high: the smallest and largest value, otherwise.
+        step: between the values; None: any number.
+        log: whether the logarithm is what is uniform.
+    """
+
+    name: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0
+    high: float = 0
+    step: float | None = None
+    log: bool = False
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The values to check: all that are listed, or the smallest and the largest."""
+        return self.choices or (self.low, self.high)
+
+    @property
+    def told(self) -> str:
+        """What it may be, in words."""
+        if self.choices:
+            return ", ".join(printable(shown(c), 40) for c in self.choices)
+        text = f"{self.low:.6g} to {self.high:.6g}"
+        text += f", in steps of {self.step:g}" if self.step else ""
+        return text + (", log" if self.log else "")
+
+    def distribution(self) -> BaseDistribution:
+        """Optuna's distribution of it."""
+        from optuna import distributions as optuna
+
+        if self.choices:
+            return optuna.CategoricalDistribution([choice_of(c) for c in self.choices])
+        if isinstance(self.low, int) and isinstance(self.high, int) and self.step:
+            return optuna.IntDistribution(self.low, self.high, self.log, int(self.step))
+        return optuna.FloatDistribution(self.low, self.high, self.log, self.step)
+
+    def override(self, value: Any) -> str:
+        """The setting with a value of Optuna's, as on the command line."""
+        return override(self.name, _rounded(value) if self.step else value)
+
+    def values(self) -> Iterator[Any]:
+        """All values, as Optuna keeps them; only where they can be counted."""
+        if self.choices:
+            yield from map(choice_of, self.choices)
+        elif self.step:
+            for number in range(self.count()):
+                yield _rounded(self.low + number * self.step)
+
+    def count(self) -> int:
+        """How many values there are; 0: any number in a range."""
+        if self.choices:
+            return len(self.choices)
+        return round((self.high - self.low) / self.step) + 1 if self.step else 0
+
+
+def choice_of(value: Any) -> Any:
+    """A listed value as Optuna keeps it, which has no lists: as the text of an override."""
+    return value if value is None or isinstance(value, (bool, int, float, str)) else shown(value)
+
+
+def _rounded(number: float) -> float:
+    """Without what adding steps of 0.1 leaves in the last digits."""
+    return float(f"{number:.12g}") if isinstance(number, float) else number
+
+
+def override(name: str, value: Any) -> str:
+    """A setting with a value as on the command line."""
+    return f"{name}={shown(value)}"
+
+
+def read_parameters(node: Any, prefix: str = "") -> tuple[list[Parameter], list[str]]:
+    """Reads `parameters:` of a sweep file.
+
+    Args:
+        node: what stands there.
+        prefix: of the names, for nested ones: "training.".
+
+    Returns:
+        The parameters, and a line for each mistake.
+    """
+    if not isinstance(node, dict) or not node:
+        where = prefix.rstrip(".") or "parameters"
+        return [], [f"{where}: needs settings to search, each NAME: {{values: […]}}"]
+    found: list[Parameter] = []
+    problems: list[str] = []
+    for key, spec in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(spec, dict) and set(spec) == {"parameters"}:
+            inner, wrong = read_parameters(spec["parameters"], f"{name}.")
+            found += inner
+            problems += wrong
+            continue
+        try:
+            found.append(_parameter(name, spec))
+        except ValueError as error:
+            problems.append(f"{printable(name)}: {error}")
+    return found, problems
+
+
+def _parameter(name: str, spec: Any) -> Parameter:
+    """One parameter; ValueError says what is wrong with it."""
+    if not isinstance(spec, dict):
+        raise ValueError("needs values: […], value: X, or min: and max:")
+    kind = _kind(spec)
+    needed, allowed = DISTRIBUTIONS[kind]
+    missing = [key for key in needed if key not in spec]
+    if missing:
+        raise ValueError(f"{kind} needs {' and '.join(missing)}")
+    unknown = [str(key) for key in spec if key not in ("distribution", *needed, *allowed)]
+    if unknown:
+        known = ", ".join((*needed, *allowed))
+        raise ValueError(f"{printable(min(unknown))} is nothing that {kind} has ({known})")
+    if kind in _UNBOUNDED:
+        raise ValueError(
+            f"{kind}: Optuna samples nothing like it; uniform, or log_uniform_values, "
+            "between the values that make sense"
+        )
+    if kind == "categorical_w_probabilities":
+        raise ValueError(f"{kind}: Optuna tries all values equally often, as categorical does")
+    if kind == "constant":
+        return Parameter(name, (_plain(spec["value"]),))
+    if kind == "categorical":
+        return Parameter(name, _choices(spec["values"]))
+    return _range(name, kind, spec)
+
+
+def _kind(spec: dict[Any, Any]) -> str:
+    """The distribution, by name or by the keys that are there."""
+    import difflib
+
+    kind = spec.get("distribution")
+    if kind is not None:
+        if kind in DISTRIBUTIONS:
+            return kind
+        near = difflib.get_close_matches(str(kind)[:100], DISTRIBUTIONS, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else f" ({', '.join(DISTRIBUTIONS)})"
+        raise ValueError(f"distribution: {printable(str(kind))}: no such distribution{hint}")
+    if "value" in spec:
+        return "constant"
+    if "values" in spec:
+        return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
+    if "min" in spec and "max" in spec:
+        return "int_uniform" if _is_int(spec["min"]) and _is_int(spec["max"]) else "uniform"
+    raise ValueError("needs values: […], value: X, or min: and max:")
+
+
+def _plain(value: Any) -> Any:
+    """A value that a setting may have."""
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, (dict, list)) for item in items):
+        raise ValueError(f"{printable(str(value))}: not a value of a setting")
+    return value
+
+
+def _choices(values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, list) or not values:
+        raise ValueError("values: needs a list of at least one value, like [16, 32]")
+    choices = tuple(map(_plain, values))
+    seen = [shown(c) for c in choices]
+    twice = next((text for text in seen if seen.count(text) > 1), None)
+    if twice is not None:
+        raise ValueError(f"values: {printable(twice)} is there twice")
+    return choices
+
+
+def _range(name: str, kind: str, spec: dict[Any, Any]) -> Parameter:
+    low, high = _number(spec, "min"), _number(spec, "max")
+    if low >= high:
+        raise ValueError(f"min: {low} is not less than max: {high}")
+    if kind == "int_uniform":
+        if low != int(low) or high != int(high):
+            raise ValueError("int_uniform needs whole numbers; uniform takes any")
+        return Parameter(name, low=int(low), high=int(high), step=1)
+    if kind == "uniform":
+        return Parameter(name, low=float(low), high=float(high))
+    if kind == "q_uniform":
+        return _stepped(name, low, high, _step(spec))
+    if kind.endswith("_values"):
+        if low <= 0:
+            raise ValueError(f"{kind}: min: {low} must be more than 0")
+    else:  # exponents of e
+        if 0 < low < 1:
+            raise ValueError(
+                f"{kind} takes exponents of e: {low:g} to {high:g} would try "
+                f"{math.exp(low):.6g} to {math.exp(high):.6g}; "
+                f"{kind}_values takes the values themselves"
+            )
+        if high > 700 or low < -700:
+            raise ValueError(f"{kind} takes exponents of e; {kind}_values takes the values")
+        low, high = math.exp(low), math.exp(high)
+        if kind == "inv_log_uniform":
+            low, high = 1 / high, 1 / low
+    if not kind.startswith("q_"):
+        # The logarithm of 1/x is uniform exactly where that of x is.
+        return Parameter(name, low=float(low), high=float(high), log=True)
+    if _step(spec) != 1:
+        raise ValueError(f"{kind}: Optuna has steps of 1 on a logarithmic scale, and no others")
+    return Parameter(name, low=max(1, round(low)), high=round(high), step=1, log=True)
+
+
+def _stepped(name: str, low: float, high: float, step: float) -> Parameter:
+    """The multiples of `step` that numbers from `low` to `high` are rounded to."""
+    first, last = round(low / step), round(high / step)
+    if first == last:
+        raise ValueError(f"q_uniform: q: {step:g} leaves {first * step:g} alone")
+    if step == int(step):
+        step = int(step)
+    return Parameter(name, low=_rounded(first * step), high=_rounded(last * step), step=step)
+
+
+def _step(spec: dict[Any, Any]) -> float:
+    step = _number(spec, "q") if "q" in spec else 1
+    if step <= 0:
+        raise ValueError(f"q: {step} must be more than 0")
+    return step
+
+
+def _number(spec: dict[Any, Any], key: str) -> float:
+    value = spec[key]
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"{key}: {printable(value)} is not a number") from None
+        # YAML 1.1 takes 1e-5 for a text, and so does Weights & Biases.
+        raise ValueError(f"{key}: YAML reads {printable(value)} as a text: write {_dotted(number)}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{key}: {printable(shown(value))} is not a number")
+    return value
+
+
+def _dotted(number: float) -> str:
+    """A number as YAML 1.1 reads one."""
+    text = f"{number:g}"
+    return text.replace("e", ".0e") if "e" in text and "." not in text else text
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

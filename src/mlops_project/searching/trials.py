@@ -1,0 +1,98 @@
+"""What a list of trials tells: how far a search is, which one is best, how long the rest takes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+STATES = {"COMPLETE": "complete", "PRUNED": "ended early", "RUNNING": "running"}
+
+
+@dataclass
+class Counts:
+    """How far a search is.
+
+    Attributes:
+        complete, pruned: trials that count: trained to the end, ended early.
+        failed: trials that do not.
+        running: trials that some worker has begun.
+    """
+
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+
+    @property
+    def done(self) -> int:
+        """Trials that count."""
+        return self.complete + self.pruned
+
+
+def has_failed(trial: FrozenTrial) -> bool:
+    """Whether a trial failed by itself; not with its worker, and not interrupted."""
+    error = trial.user_attrs.get("error")
+    return trial.state.name == "FAIL" and error not in (None, "interrupted")
+
+
+def count(trials: Sequence[FrozenTrial]) -> Counts:
+    """How far a search is."""
+    states = [t.state.name for t in trials]
+    return Counts(
+        complete=states.count("COMPLETE"),
+        pruned=states.count("PRUNED"),
+        failed=sum(map(has_failed, trials)),
+        running=states.count("RUNNING"),
+    )
+
+
+def state(trial: FrozenTrial) -> str:
+    """What became of a trial, in words."""
+    if trial.state.name == "FAIL":
+        if has_failed(trial):
+            return "failed"
+        return "interrupted" if "error" in trial.user_attrs else "its worker died"
+    return STATES.get(trial.state.name, trial.state.name.lower())
+
+
+def duration(trial: FrozenTrial) -> float:
+    """Seconds that a trial has taken, so far or in all."""
+    if trial.datetime_start is None:
+        return 0.0
+    return ((trial.datetime_complete or datetime.now()) - trial.datetime_start).total_seconds()
+
+
+def best_number(trials: Sequence[FrozenTrial], goal: str) -> int | None:
+    """The number of the best trial; None before the first one is complete."""
+    complete = [t for t in trials if t.state.name == "COMPLETE" and t.value is not None]
+    sign = 1 if goal == "minimize" else -1
+    best = min(complete, key=lambda t: sign * (t.value or 0), default=None)
+    return None if best is None else best.number
+
+
+def time_left(trials: Sequence[FrozenTrial], left: int) -> str:
+    """About how long the rest takes; empty where nothing tells, or nothing is left.
+
+    Args:
+        trials: all of them.
+        left: how many are still to be done, the running ones included.
+    """
+    taken = [duration(t) for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
+    if not taken or left <= 0:
+        return ""
+    mean = statistics.fmean(taken)
+    running = [duration(t) for t in trials if t.state.name == "RUNNING"]
+    # What runs has some of its time behind it.
+    work = left * mean - sum(min(seconds, mean) for seconds in running)
+    seconds = work / max(1, len(running))
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min left"
+    return f"about {seconds / 3600:.1f} h left"

@@ -1,0 +1,211 @@
+"""A worker of a search: asks for trials, trains each in a process of its own, and tells of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_project import settings
+from mlops_project.errors import Interrupted, ProjectError, interrupted_by
+from mlops_project.searching import runs
+from mlops_project.searching.display import Display
+from mlops_project.searching.study import Done, Lost, Study
+from mlops_project.training.signals import Interruption
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+MAX_FAILURES = 5  # trials that may fail one after the other
+STEP_SECONDS = 0.25  # between two looks at a run that says nothing
+WAIT_SECONDS = 1.0  # between two questions for a trial, where the other workers run the last ones
+
+
+class _Ended(Exception):
+    """The trial's training came to no result.
+
+    Args:
+        reason: in one line; "" where the trial is worse than others.
+    """
+
+
+@dataclass
+class Worker:
+    """Runs trials until enough of all workers' count.
+
+    Attributes:
+        study: that it works on.
+        folder: for the output of the trials.
+        total: trials that are to count in the end.
+        folds: trainings of a trial, each with another part of the images for validation.
+        display: is told of everything.
+        go_on: the command that goes on with the search.
+    """
+
+    study: Study
+    folder: Path
+    total: int
+    folds: int | None
+    display: Display
+    go_on: str
+
+    def run(self) -> None:
+        """Works until there is nothing left to do.
+
+        Raises:
+            Interrupted: by a signal; the trial in flight is kept, and is gone on with later.
+            ProjectError: trial after trial has failed.
+        """
+        self.interruption = Interruption()
+        self.interruption.defer()
+        try:
+            while True:
+                self._end_if_asked()
+                try:
+                    trial = self.study.claim(self.total)
+                except Done:
+                    return
+                if trial is None:
+                    self.display.waiting(self.study.trials())
+                    time.sleep(WAIT_SECONDS)
+                    continue
+                try:
+                    self._run_trial(trial)
+                except Lost:
+                    self.display.lost(trial.number)
+                self._end_if_failing()
+        finally:
+            self.interruption.raise_at_once()
+
+    def _end_if_asked(self) -> None:
+        number = self.interruption.number
+        if number:
+            self.interruption.number = 0
+            told, code = interrupted_by(number)
+            raise Interrupted(f"{told}; the trials so far are kept\nTo go on: {self.go_on}", code)
+
+    def _end_if_failing(self) -> None:
+        failed = self.study.failures_in_a_row()
+        if len(failed) >= MAX_FAILURES:
+            latest = failed[0]
+            raise ProjectError(
+                f"{len(failed)} trials have failed one after the other, the last one of: "
+                f"{latest.user_attrs['error']}\n"
+                f"What they said: {self.folder}/trial_*.log\nTo go on: {self.go_on}"
+            )
+
+    def _run_trial(self, trial: Trial) -> None:
+        self.display.started(self.study.trials())
+        values: list[float] = []
+        try:
+            for fold in range(self.folds or 1):
+                values.append(self._train(trial, fold if self.folds else None))
+                if self.folds:
+                    self.study.report(trial, statistics.fmean(values), step=len(values))
+                    if len(values) < self.folds and self.study.is_behind(trial):
+                        raise _Ended("")
+        except _Ended as ended:
+            reason = str(ended)
+            if self.interruption.number:
+                self.study.give_back(trial)
+                self.display.ended(trial.number, self.study.trials())
+                return
+            if reason:
+                self.study.fail(trial, reason)
+            else:
+                self.study.prune(trial)
+        else:
+            self.study.complete(trial, statistics.fmean(values))
+        self.display.ended(trial.number, self.study.trials())
+
+    def _train(self, trial: Trial, fold: int | None) -> float:
+        """Trains a trial, or one fold of it; the metric of the best epoch."""
+        sweep = self.study.sweep
+        overrides = sweep.settings_of(trial.params)
+        if fold is not None:
+            overrides += [f"data.folds={self.folds}", f"data.fold={fold}"]
+        facts = {"search": sweep.name, "parameters": trial.params}
+        name = "folder" if fold is None else f"folder_{fold}"
+        begun = trial.user_attrs.get(name)
+        result = None
+        options = extra_options(sweep.given)
+        if begun and runs.is_marked(Path(begun), facts):
+            # Another worker, or this one before it was interrupted, has begun or even done it.
+            result = runs.results(Path(begun))
+            options += ["training.resume_from_checkpoint=auto"]
+        if result is None:
+            part = "" if fold is None else f"_fold_{fold}"
+            output = self.folder / f"trial_{trial.number:04d}{part}.log"
+            run = runs.TrialRun([*overrides, *options], output)
+            result = self._follow(trial, run, name, facts, report=fold is None)
+        value = runs.metric_of(result, sweep.metric)
+        if math.isnan(value):
+            raise _Ended(f"{sweep.metric} is not a number")
+        epoch = result.get("best_epoch")
+        self.study.note(trial, name.replace("folder", "checkpoint"), result.get("checkpoint"))
+        self.study.note(trial, name.replace("folder", "epoch"), epoch)
+        return value
+
+    def _follow(
+        self, trial: Trial, run: runs.TrialRun, name: str, facts: dict[str, Any], *, report: bool
+    ) -> dict[str, Any]:
+        """Follows a run to its end; its results."""
+        beaten = time.monotonic()
+        known = False
+        reported: set[int] = set()
+        behind = False
+        try:
+            while (code := run.wait(STEP_SECONDS)) is None:
+                if self.interruption.number:
+                    run.end()
+                if time.monotonic() - beaten >= self.study.storage.beat_seconds:
+                    self.study.beat(trial)
+                    beaten = time.monotonic()
+                if run.folder is not None and not known:
+                    known = True
+                    runs.mark(run.folder, facts)
+                    self.study.note(trial, name, str(run.folder.absolute()))
+                if report and not behind:
+                    behind = self._report(trial, run, reported)
+                    if behind:
+                        run.end()
+        except BaseException:
+            run.kill()
+            raise
+        if report:
+            self._report(trial, run, reported)
+        if code == 0 and run.folder is not None:
+            result = runs.results(run.folder)
+            if result is not None:
+                return result
+        if self.interruption.number:
+            raise _Ended("interrupted")
+        raise _Ended("" if behind else run.failure(code))
+
+    def _report(self, trial: Trial, run: runs.TrialRun, reported: set[int]) -> bool:
+        """Hands the epochs since the last time on; whether the trial may end."""
+        sweep = self.study.sweep
+        values = [runs.metric_of(row, sweep.metric) for row in run.rows()]
+        best = min if sweep.goal == "minimize" else max
+        for step, value in enumerate(values, start=1):
+            if step in reported:
+                continue
+            if sweep.halving and not sweep.halving.strict:
+                value = best((v for v in values[:step] if not math.isnan(v)), default=value)
+            self.study.report(trial, value, step)
+            reported.add(step)
+        if not values:
+            return False
+        self.display.epoch(trial.number, values, self.study.trials())
+        epochs = trial.params.get("training.max_epochs", sweep.config.training.max_epochs)
+        return len(values) < int(epochs) and self.study.is_behind(trial)
+
+
+def extra_options(given: tuple[str, ...]) -> list[str]:
+    """Settings of a trial that do not shape its result, where the user gives no others."""
+    named = settings.given(given)
+    defaults = {"wandb.enabled": "false", "training.save_top_k": "1"}
+    return [f"{name}={value}" for name, value in defaults.items() if name not in named]

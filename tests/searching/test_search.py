@@ -1,0 +1,209 @@
+"""The search as a user runs it: trials are trained, killed and interrupted for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from mlops_project import settings
+from tests.conftest import Run
+from tests.searching.conftest import TINY, WriteSweep
+
+ENDLESS = ("training.max_epochs=100000", "training.early_stopping_patience=0")
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def tiny(demo_folder: Path) -> tuple[str, ...]:
+    """Settings of a training that takes as little time as one can."""
+    return (f"data.data_dir={demo_folder}", f"data.cache={demo_folder.parent / 'cache'}", *TINY)
+
+
+@pytest.fixture
+def start(tmp_path: Path, command: Callable[..., list[str]]) -> Start:
+    """Starts a search in a folder of the test."""
+
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command("search.py", *arguments),
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return begin
+
+
+def until(search: subprocess.Popen[str], condition: Callable[[], bool]) -> psutil.Process:
+    """Waits for something to happen while a search runs; the training that it is at."""
+    while not condition():
+        try:
+            said, _ = search.communicate(timeout=0.1)
+        except subprocess.TimeoutExpired:
+            continue
+        raise AssertionError(said)
+    return psutil.Process(search.pid).children()[0]
+
+
+def epochs_of(run_folder: Path) -> int:
+    metrics = run_folder / "metrics.csv"
+    return len(pd.read_csv(metrics)) if metrics.exists() else 0
+
+
+def table(folder: Path, name: str = "small") -> pd.DataFrame:
+    return pd.read_csv(folder / f"reports/search/{name}/trials.csv")
+
+
+def test_a_search_survives_kills_and_goes_on_where_it_was(
+    tiny: tuple[str, ...], start: Start, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path = write_sweep()
+    words = (str(path), "--trials", "2", "--grace", "3", *tiny)
+
+    runs = [tmp_path / f"models/baseline_cnn/version_{number}" for number in range(3)]
+
+    # A trial's process is killed: the search goes on. The search is told to end: the trial saves.
+    search = start(*words, *ENDLESS)
+    until(search, lambda: epochs_of(runs[0]) > 0).kill()
+    process = until(search, lambda: epochs_of(runs[1]) > 0)
+    search.send_signal(signal.SIGTERM)
+    said, _ = search.communicate(timeout=200)
+    assert search.returncode == 143, said
+    assert not process.is_running()
+    assert "trial 0, failed" in said
+    assert "killed by SIGKILL (was the memory used up?)" in said
+    again = re.search(r"To go on: (uv run src/mlops_project/search.py .*)", said)
+    assert again
+    assert sorted(shlex.split(again[1])[3:]) == sorted([*words, *ENDLESS])
+    assert table(tmp_path)["state"].tolist()[:2] == ["failed", "interrupted"]
+    epochs = epochs_of(runs[1])
+
+    # The search itself is killed: what it trains ends by itself, after having gone on.
+    search = start(*words, *ENDLESS)
+    process = until(search, lambda: epochs_of(runs[1]) > epochs)
+    search.kill()
+    search.communicate()
+    process.wait(100)
+    assert not runs[2].exists()
+    assert "going on from" in (tmp_path / "reports/search/small/trial_0002.log").read_text()
+
+
+def test_what_a_search_leaves(
+    tiny: tuple[str, ...], start: Start, run: Run, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path = write_sweep(metric={"name": "val_auroc", "goal": "maximize"})
+    words = (str(path), *tiny, "training.max_epochs=2", "--trials", "2", "--grace", "2")
+
+    # It dies between the end of a training and the word of it: nothing is trained twice.
+    search = start(*words)
+    mark = tmp_path / "models/baseline_cnn/version_0/trial.json"
+    until(search, mark.exists)
+    search.send_signal(signal.SIGSTOP)
+    until(search, (mark.parent / "results.json").exists)
+    search.kill()
+    search.communicate()
+
+    done = run("search.py", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    folder = tmp_path / "reports/search/small"
+    for name in ("history.png", "parallel_coordinates.png", "importances.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    trials = table(tmp_path)
+    assert sorted(trials["state"]) == ["complete", "complete", "its worker died"]
+    trials = trials[trials["state"] == "complete"]
+    assert sorted(Path(f).name for f in trials["folder"]) == ["version_0", "version_1"]
+    assert len(list((tmp_path / "models/baseline_cnn").iterdir())) == 2
+    assert not (tmp_path / "wandb").exists()  # the file asks for it, and a search needs none
+    for trial in trials.to_dict("records"):
+        results = json.loads((Path(trial["folder"]) / "results.json").read_text())
+        assert results["val_auroc"] == trial["val_auroc"]
+        assert results["monitor"] == "val_auroc"
+
+    # The last line trains the best one.
+    best = max(trials.to_dict("records"), key=lambda trial: trial["val_auroc"])
+    assert (
+        f"best             trial {best['trial']}, val_auroc {best['val_auroc']:.4f}" in done.stdout
+    )
+    command = shlex.split(done.stdout.splitlines()[-1])
+    assert command[:3] == ["uv", "run", "src/mlops_project/train.py"]
+    config = settings.load(command[3:])
+    assert config.training.learning_rate == best["training.learning_rate"]
+    trained = yaml.safe_load((Path(best["folder"]) / "config.yaml").read_text())
+    assert trained["training"]["learning_rate"] == config.training.learning_rate
+
+    # Nothing is left to do.
+    again = run("search.py", *words)
+    assert again.returncode == 0
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+
+
+def test_a_hopeless_trial_ends_early(
+    tiny: tuple[str, ...], run: Run, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    rates = [0.01, 1e-7]
+    path = write_sweep(
+        method="grid",
+        parameters={"training.learning_rate": {"values": rates}},
+        early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2},
+    )
+    done = run("search.py", str(path), *tiny, "training.max_epochs=30")
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = table(tmp_path)
+    assert trials["training.learning_rate"].tolist() == rates
+    assert trials["state"].tolist() == ["complete", "ended early"]
+    pruned = Path(trials["folder"][1])
+    assert 2 <= len(pd.read_csv(pruned / "metrics.csv")) < 30
+    assert not (pruned / "results.json").exists()
+    assert done.stdout.splitlines()[-1].endswith("training.learning_rate=0.01")
+
+
+@pytest.mark.slow
+def test_a_trial_of_several_folds_is_worth_their_mean(
+    tiny: tuple[str, ...], run: Run, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path = write_sweep()
+    words = ("--trials", "1", "--folds", "2", "training.max_epochs=1")
+    done = run("search.py", str(path), *tiny, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    values = []
+    for fold in range(2):
+        folder = tmp_path / f"models/baseline_cnn/version_{fold}"
+        values.append(json.loads((folder / "results.json").read_text())["val_loss"])
+        assert f"fold: {fold}\n" in (folder / "config.yaml").read_text()
+    assert values[0] != values[1]
+    assert table(tmp_path)["val_loss"][0] == pytest.approx(sum(values) / 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["small.yaml", "training.max_epoch=3"], "did you mean training.max_epochs"),
+        (["small.yaml", "--storage", "redis://here"], "must be sqlite:///FILE or postgresql://"),
+        (["small.yaml", "--trials", "0"], "--trials"),
+        (["small.yaml"], "data/ham10000: no such folder"),
+        (["small.yaml", "training.resume_from_checkpoint=auto"], "each trial is a run of its own"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line_and_nothing_is_written(
+    arguments: list[str], told: str, run: Run, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    write_sweep()
+    done = run("search.py", *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) <= 3 or "Usage" in done.stderr
+    assert os.listdir(tmp_path) == ["small.yaml"]

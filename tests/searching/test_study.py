@@ -1,0 +1,305 @@
+"""Workers that share a study: how many trials there are, which ones, and what a dead worker leaves.
+
+The workers here are processes that claim trials as a search does, and train nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mlops_project.errors import InputError
+from mlops_project.searching.display import Display
+from mlops_project.searching.storage import Storage
+from mlops_project.searching.study import Done, Lost, Study
+from mlops_project.searching.sweep import read
+from mlops_project.searching.trials import count
+from tests.searching.conftest import Server, WriteSweep
+
+# Claims trials until there is none left, and writes down each one that it has completed.
+CLAIM = """
+import sys, time
+from pathlib import Path
+from mlops_project.searching.storage import Storage
+from mlops_project.searching.study import Done, Lost, Study
+from mlops_project.searching.sweep import read
+
+file, storage, total, notes = sys.argv[1:5]
+sweep = read(Path(file), [])
+study = Study(sweep, Storage(storage, sweep.name, 2), None)
+print("ready", flush=True)
+while True:
+    try:
+        trial = study.claim(int(total))
+    except Done:
+        break
+    if trial is None:
+        time.sleep(0.05)
+        continue
+    print(trial.number, flush=True)
+    time.sleep(0.05)
+    try:
+        study.report(trial, 1.0, 1)
+        study.complete(trial, trial.params["training.learning_rate"])
+    except Lost:
+        continue
+    with open(notes, "a") as file:
+        file.write(f"{trial.number} {trial.params}\\n")
+"""
+
+
+def open_study(path: Path, storage: str, *given: str, grace: int = 600) -> Study:
+    sweep = read(path, given)
+    return Study(sweep, Storage(storage, sweep.name, grace), None)
+
+
+def worker(path: Path, storage: str, total: int, notes: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", CLAIM, str(path), storage, str(total), str(notes)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+
+def run_all(path: Path, storage: str, total: int, notes: Path, kills: int) -> Study:
+    """Two workers, of which one after the other is killed and replaced, until all is done."""
+    chance = random.Random(5)
+    workers = [worker(path, storage, total, notes) for _ in range(2)]
+    for _ in range(kills):
+        victim = chance.randrange(2)
+        process = workers[victim]
+        assert process.stdout is not None
+        for _ in range(chance.randrange(2, 5)):  # some trials later, at a moment of its own
+            process.stdout.readline()
+        process.kill()
+        process.wait()
+        workers[victim] = worker(path, storage, total, notes)
+    for process in workers:
+        process.communicate(timeout=200)
+        assert process.returncode == 0
+    return open_study(path, storage)
+
+
+def test_killed_workers_leave_no_trial_undone_and_none_done_twice(
+    postgres: str, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path, notes = write_sweep("random.yaml"), tmp_path / "notes"
+    trials = run_all(path, postgres, 12, notes, kills=2).trials()
+    assert count(trials).done == 12
+    assert count(trials).running == 0
+    complete = [t.params["training.learning_rate"] for t in trials if t.state.name == "COMPLETE"]
+    assert len(set(complete)) == 12
+    # What a dead worker was at is tried again, with the same parameters.
+    for trial in trials:
+        if trial.state.name == "FAIL":
+            assert trial.params["training.learning_rate"] in complete
+    numbers = [line.split()[0] for line in notes.read_text().splitlines()]
+    assert len(numbers) == len(set(numbers))
+
+
+def test_no_combination_of_a_grid_is_tried_twice(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    rates, sizes = [0.1, 0.01, 0.001], [8, 16, 32, 64]
+    path = write_sweep(
+        method="grid",
+        parameters={
+            "training.learning_rate": {"values": rates},
+            "data.batch_size": {"values": sizes},
+        },
+    )
+    study = run_all(path, f"sqlite:///{tmp_path / 'study.db'}", 12, tmp_path / "notes", kills=2)
+    tried = [tuple(t.params.values()) for t in study.trials() if t.state.name == "COMPLETE"]
+    assert sorted(tried) == sorted(itertools.product(rates, sizes))
+
+
+def test_a_search_waits_for_a_server_that_is_started_again(
+    server: Server, write_sweep: WriteSweep
+) -> None:
+    study = open_study(write_sweep("restart.yaml"), server.address)
+    trial = study.claim(1)
+    assert trial is not None
+    server.stop()
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    study.report(trial, 0.5, 1)
+    study.complete(trial, 0.5)
+    starting.join()
+    with pytest.raises(Done):
+        study.claim(1)
+    assert study.trials()[0].intermediate_values == {1: 0.5}
+
+
+def test_draws_depend_on_the_seed_and_the_number_of_the_trial_alone(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    def draws(file: str, *given: str, failing: int = -1) -> list[Any]:
+        study = open_study(write_sweep(), f"sqlite:///{tmp_path / file}", *given)
+        found = []
+        for number in range(4):
+            if number == 2:  # as in a worker that is started later
+                study = open_study(write_sweep(), f"sqlite:///{tmp_path / file}", *given)
+            trial = study.claim(99)
+            assert trial is not None
+            found.append(trial.params)
+            if number == failing:
+                study.fail(trial, "tried")
+            else:
+                study.complete(trial, 0.5)
+        return found
+
+    first = draws("a.db")
+    assert draws("b.db", failing=0) == first
+    assert draws("c.db", "seed=7") != first
+    assert len({repr(p) for p in first}) == 4
+
+
+def test_more_trials_may_be_asked_for_later(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    for total in (1, 3, 3):
+        study = open_study(write_sweep(), storage)
+        while count(study.trials()).done < total:
+            trial = study.claim(total)
+            assert trial is not None
+            study.complete(trial, 0.5)
+        with pytest.raises(Done):
+            study.claim(total)
+
+
+def test_a_failed_trial_does_not_count_and_an_interrupted_one_comes_back(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    study = open_study(write_sweep(), f"sqlite:///{tmp_path / 'study.db'}")
+    first = study.claim(1)
+    assert first is not None
+    assert study.claim(1) is None  # all that are wanted are under way
+    study.fail(first, "out of memory")
+    assert [t.user_attrs["error"] for t in study.failures_in_a_row()] == ["out of memory"]
+    second = study.claim(1)
+    assert second is not None
+    assert second.params != first.params
+    study.note(second, "folder", "models/x/version_3")
+    study.give_back(second)
+    third = study.claim(1)
+    assert third is not None
+    assert third.params == second.params
+    assert third.user_attrs["folder"] == "models/x/version_3"
+    assert len(study.failures_in_a_row()) == 1  # an interruption is none
+    study.complete(third, 0.5)
+    assert study.failures_in_a_row() == []
+
+
+def test_a_worker_that_comes_back_too_late_has_lost_its_trial(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    asleep, awake = (open_study(write_sweep(), storage, grace=2) for _ in range(2))
+    trial = asleep.claim(1)
+    assert trial is not None
+    taken = None
+    while taken is None:
+        taken = awake.claim(1)
+    assert taken.params == trial.params
+    for late in (
+        lambda: asleep.report(trial, 1.0, 1),
+        lambda: asleep.complete(trial, 0.1),
+        lambda: asleep.give_back(trial),
+    ):
+        with pytest.raises(Lost):
+            late()
+    awake.complete(taken, 0.5)
+    assert [t.state.name for t in awake.trials()] == ["FAIL", "COMPLETE"]
+
+
+def test_a_trial_that_was_worse_at_the_same_epoch_may_end(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path = write_sweep(early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2})
+    study = open_study(path, f"sqlite:///{tmp_path / 'study.db'}")
+    good, bad = study.claim(9), study.claim(9)
+    assert good is not None
+    assert bad is not None
+    verdicts = []
+    for epoch in (1, 2):
+        study.report(good, 0.5, epoch)
+        verdicts.append(study.is_behind(good))
+        study.report(bad, 0.6, epoch)
+        verdicts.append(study.is_behind(bad))
+    assert verdicts == [False, False, False, True]
+    study.prune(bad)
+    study.complete(good, 0.4)
+    assert (count(study.trials()).complete, count(study.trials()).pruned) == (1, 1)
+
+
+def test_the_target_ends_a_search(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    metric = {"name": "val_auroc", "goal": "maximize", "target": 0.9}
+    study = open_study(write_sweep(metric=metric), f"sqlite:///{tmp_path / 'study.db'}")
+    for value in (0.8, 0.95):
+        trial = study.claim(9)
+        assert trial is not None
+        study.complete(trial, value)
+    with pytest.raises(Done):
+        study.claim(9)
+
+
+def test_bayes_looks_where_trials_were_good(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    study = open_study(write_sweep(method="bayes"), f"sqlite:///{tmp_path / 'study.db'}")
+    rates = []
+    for _ in range(40):
+        trial = study.claim(99)
+        assert trial is not None
+        rates.append(trial.params["training.learning_rate"])
+        study.complete(trial, abs(rates[-1] - 0.05))
+    later = rates[25:]
+    assert sum(0.02 < rate < 0.08 for rate in later) > len(later) / 2  # by chance a fifth
+
+
+@pytest.mark.parametrize(
+    ("given", "sections", "told"),
+    [
+        (["data.image_size=64"], {}, "data.image_size: 224, now it is 64"),
+        ([], {"metric": {"name": "val_auroc", "goal": "maximize"}}, "metric: val_loss (minimize)"),
+        ([], {"parameters": {"data.batch_size": {"values": [4, 8]}}}, "parameters."),
+    ],
+)
+def test_a_search_goes_on_only_with_what_can_be_compared(
+    given: list[str],
+    sections: dict[str, Any],
+    told: str,
+    write_sweep: WriteSweep,
+    tmp_path: Path,
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    open_study(write_sweep(), storage)
+    open_study(write_sweep(), storage, "data.num_workers=2", "data.data_dir=elsewhere")
+    with pytest.raises(InputError, match="was begun with") as refused:
+        open_study(write_sweep(**sections), storage, *given)
+    assert told in str(refused.value)
+    assert "--name" in str(refused.value)
+
+
+def test_what_is_shown_in_a_terminal_and_in_a_pipe(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    study = open_study(write_sweep(), f"sqlite:///{tmp_path / 'study.db'}")
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    pipe = Console(file=io.StringIO(), width=100)
+    for console in (terminal, pipe):
+        with Display(study.sweep, 4, console) as display:
+            first = study.claim(4)
+            assert first is not None
+            display.started(study.trials())
+            display.epoch(first.number, [0.75, 0.625, float("nan")], study.trials())
+            study.complete(first, 0.625)
+            display.ended(first.number, study.trials())
+    drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "0 of 4 trials" in drawn
+    assert "1 of 4 trials, about" in drawn
+    for word in ("running", "best", "0.6250", "learning_rate"):
+        assert word in drawn
+    lines = pipe.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(lines) == 1
+    assert lines[0].startswith("[2/4] trial 1, complete, val_loss 0.6250")
+    assert lines[0].endswith("s left")
