@@ -2,15 +2,17 @@
 
 uv run python benchmarks/train_step.py [baseline_cnn:64 baseline_cnn:224 resnet:224 …]
 
-Also: a step in which only the head learns against one that trains everything.
+Also: a step in which only the head learns against one that trains everything. Each case has a
+process of its own, since ours sets up memory as `train.py` does; the processes take turns.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
+import multiprocessing
 import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import torch
 from measure import interleave, report, rows
@@ -18,10 +20,12 @@ from torch.nn import functional as F
 
 from mlops_project import settings
 from mlops_project.models.build import build_model, freeze, head
+from mlops_project.training.allocator import keep_freed_memory
 from mlops_project.training.presets import choose_presets, device_type
 from mlops_project.training.trainer import lightning_precision
 
-BATCH = 32
+BATCH, ROUNDS = 32, 7
+PLAIN, OURS, COMPILED, HEAD = "plain", "ours", "ours, compiled", "ours, only the head learns"
 CASES = ("baseline_cnn:64", "baseline_cnn:224", "resnet:224", "efficientnet:224")
 
 
@@ -37,55 +41,65 @@ def main() -> None:
 
 def steps(name: str, size: int) -> list[dict]:
     """Steps of one network: plain, ours, ours compiled, and ours with a frozen backbone."""
-    arguments = [f"model={name}", "model.pretrained=false", f"data.image_size={size}"]
-    config = settings.load([*arguments, "training.compile=false"])
-    plain = build_model(config.model, size).network
-    choose_presets(config, plain, images=7000)
-    kind = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(
-        lightning_precision(config.training)
-    )
-    layout = torch.channels_last if config.training.channels_last else torch.contiguous_format
-    device = torch.device(device_type(config.training))
-    images = torch.randn(BATCH, 3, size, size, device=device)
-    labels = torch.randint(0, 2, (BATCH,), device=device)
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for case in (PLAIN, OURS, COMPILED, HEAD):
+        pipes[case], other = context.Pipe()
+        processes.append(context.Process(target=serve, args=(other, name, size, case)))
+        processes[-1].start()
+    label = f"{name} {size} px"
+    named = {case: f"{label}: {case} ({pipe.recv()})" for case, pipe in pipes.items()}
 
-    def step(
-        network: torch.nn.Module, run: Callable, batch: torch.Tensor, kind: torch.dtype | None
-    ) -> Callable[[], int]:
-        learned = [p for p in network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(learned, 1e-4)
-
+    def one(pipe: Connection) -> Callable[[], int]:
         def work() -> int:
-            with torch.autocast(device.type, kind, enabled=kind is not None):
-                loss = F.cross_entropy(run(batch).float(), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            pipe.send(True)
+            pipe.recv()
             return 1
 
         return work
 
-    def network(memory_format: torch.memory_format) -> torch.nn.Module:
-        return copy.deepcopy(plain).to(device).train().to(memory_format=memory_format)
+    times = interleave({named[case]: one(pipe) for case, pipe in pipes.items()}, ROUNDS)
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(False)
+        process.join()
+    return rows(times, {named[case]: named[PLAIN] for case in (OURS, COMPILED, HEAD)})
 
-    ours, compiled, frozen = network(layout), network(layout), network(layout)
-    in_head = {id(p) for p in head(frozen).parameters()}
-    freeze(frozen, [p for p in frozen.parameters() if id(p) not in in_head])
-    same = images.to(memory_format=layout)
-    first = network(torch.contiguous_format)
-    label = f"{name} {size} px"
-    order = "last" if layout == torch.channels_last else "first"
-    chosen = f"{config.training.precision}, channels {order}"
-    cases = {
-        f"{label}: plain float32": step(first, first, images, None),
-        f"{label}: ours ({chosen})": step(ours, ours, same, kind),
-        f"{label}: ours, compiled": step(compiled, torch.compile(compiled.forward), same, kind),
-        f"{label}: ours, only the head learns": step(frozen, frozen, same, kind),
-    }
-    base = f"{label}: plain float32"
-    return rows(interleave(cases, 7), {case: base for case in cases if case != base})
+
+def serve(pipe: Connection, name: str, size: int, case: str) -> None:
+    """Takes a step of a case whenever asked; says first what it does."""
+    logging.disable(logging.INFO)
+    arguments = [f"model={name}", "model.pretrained=false", f"data.image_size={size}"]
+    config = settings.load([*arguments, "training.compile=false"])
+    options = config.training
+    network = build_model(config.model, size).network.train()
+    choose_presets(config, network, images=7000)
+    if case == PLAIN:
+        options.precision, options.channels_last = "32", False
+    elif device_type(options) == "cpu":
+        keep_freed_memory()
+    kind = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(
+        lightning_precision(options)
+    )
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    device = torch.device(device_type(options))
+    network = network.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    if case == HEAD:
+        in_head = {id(p) for p in head(network).parameters()}
+        freeze(network, [p for p in network.parameters() if id(p) not in in_head])
+    run = torch.compile(network.forward) if case == COMPILED else network
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 1e-4)
+    images = torch.randn(BATCH, 3, size, size).to(device=device, memory_format=layout)
+    labels = torch.randint(0, 2, (BATCH,), device=device)
+    pipe.send(f"{options.precision}, channels {'last' if options.channels_last else 'first'}")
+    while pipe.recv():
+        with torch.autocast(device.type, kind, enabled=kind is not None):
+            loss = F.cross_entropy(run(images).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send(None)
 
 
 if __name__ == "__main__":

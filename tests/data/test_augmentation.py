@@ -197,3 +197,28 @@ def test_on_photographs_the_result_is_torchvisions(demo_folder: Path) -> None:
         difference = (coloured[i] - F.adjust_saturation(theirs, s) * 255).abs()
         assert difference.median() < 0.5
         assert difference.quantile(0.99) < 8
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_cpu_gives_what_other_devices_give(channels_last: bool, demo_folder: Path) -> None:
+    """Of photographs, to a fiftieth of a grey level; the number of threads does not matter."""
+    paths = sorted(demo_folder.rglob("*.jpg"))[:6]
+    images = torch.from_numpy(np.stack([decode(path.read_bytes(), 160) for path in paths]))
+    draws = torch.arange(len(paths))
+    options = {"rotation_degrees": 180, "color_jitter": 0.5, "randaugment": 30}
+    ours = augmentation(**options, channels_last=channels_last)
+    theirs = augmentation(**options, channels_last=channels_last)
+    theirs._on_cpu = theirs._on_device  # type: ignore[method-assign]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    threads = torch.get_num_threads()
+    try:
+        for epoch in range(3):
+            expected = theirs(images, draws, epoch, training=True)
+            torch.set_num_threads(1)
+            result = ours(images, draws, epoch, training=True)
+            torch.set_num_threads(3)
+            assert torch.equal(result, ours(images, draws, epoch, training=True))
+            assert result.is_contiguous(memory_format=layout)
+            torch.testing.assert_close(result, expected, atol=0.02, rtol=0)
+    finally:
+        torch.set_num_threads(threads)

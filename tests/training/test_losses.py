@@ -162,6 +162,7 @@ def test_the_loss_of_half_precision_logits_is_computed_in_full(dtype: torch.dtyp
 # Class weights
 
 
+@LAW
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60))
 def test_balanced_weights_equal_scikit_learn_s(values: list[int]) -> None:
     labels = np.array(values)

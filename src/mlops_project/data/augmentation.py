@@ -8,18 +8,16 @@ the CPU, so they are the same on every device and for any number of workers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mlops_project.data import randomness
+from mlops_project.data import augmentation_on_cpu, randomness
+from mlops_project.data.augmentation_on_cpu import GREY
 from mlops_project.data.device import to_device
 
-# ITU-R BT.601 luma, as torchvision's rgb_to_grayscale has it.
-GREY = (0.2989, 0.587, 0.114)
 # Random erasing's ranges: Zhong et al., Random Erasing Data Augmentation, AAAI 2020.
 ERASED_AREA = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
@@ -36,8 +34,6 @@ RANDAUGMENT_AMOUNTS = np.array(
         *[0.9, 0.9, 0.9],  # change of the brightness, contrast, saturation factor
     ]
 )
-# On a CPU as many pixels a thread at once as its cache can hold through all operations.
-CPU_PIXELS = 2**16
 
 
 class BatchAugmentation(nn.Module):
@@ -104,31 +100,45 @@ class BatchAugmentation(nn.Module):
         Returns:
             float32 [B, 3, S, S].
         """
-        augmented = training and bool(
-            self.rotation_degrees or self.color_jitter or self.random_erasing or self.randaugment
+        size = images.shape[-1]
+        moves = training and bool(self.rotation_degrees or self.randaugment)
+        recolours = training and bool(self.color_jitter or self.randaugment)
+        erases = training and bool(self.random_erasing)
+        matrices = factors = boxes = torch.empty(0)
+        if moves or recolours or erases:
+            numbers = to_device(self._draw(draws.cpu().numpy(), epoch, size), images.device)
+            matrices, factors, boxes = numbers.split((6, 3, 4), dim=1)
+        work = self._on_cpu if images.device.type == "cpu" else self._on_device
+        result = work(
+            images,
+            matrices.reshape(-1, 2, 3) if moves else None,
+            factors if recolours else None,
         )
-        if augmented:
-            numbers = self._draw(draws.cpu().numpy(), epoch, images.shape[-1])
-            matrices, factors, boxes = to_device(numbers, images.device).split((6, 3, 4), dim=1)
-        result = torch.empty(
-            images.shape,
-            dtype=torch.float32,
-            device=images.device,
-            memory_format=self.memory_format,
+        if erases:
+            result.masked_fill_(_inside(boxes, size), 0.0)
+        return result
+
+    def _on_device(
+        self, images: torch.Tensor, matrices: torch.Tensor | None, factors: torch.Tensor | None
+    ) -> torch.Tensor:
+        x = images.float()
+        if matrices is not None:
+            x = warp(x, matrices)
+        if factors is not None:
+            x = recolour(x, factors)
+        return x.mul_(self.scale).add_(self.offset).contiguous(memory_format=self.memory_format)
+
+    def _on_cpu(
+        self, images: torch.Tensor, matrices: torch.Tensor | None, factors: torch.Tensor | None
+    ) -> torch.Tensor:
+        result = torch.empty(images.shape, memory_format=self.memory_format)
+        augmentation_on_cpu.augment(
+            images,
+            result,
+            normalisation=torch.stack([self.scale, self.offset], dim=1).view(3, 2).numpy(),
+            matrices=None if matrices is None else matrices.numpy(),
+            factors=None if factors is None else factors.numpy(),
         )
-        for part in _parts(images):
-            x = images[part].float()
-            if augmented and (self.rotation_degrees or self.randaugment):
-                x = warp(x, matrices[part].view(-1, 2, 3))
-            if augmented and (self.color_jitter or self.randaugment):
-                x = recolour(x, factors[part])
-            # Straight into the result, where that has the same layout.
-            out = x if self.memory_format == torch.channels_last else result[part]
-            torch.mul(x, self.scale, out=out).add_(self.offset)
-            if augmented and self.random_erasing:
-                out.masked_fill_(_inside(boxes[part], images.shape[-1]), 0.0)
-            if out is x:
-                result[part] = x
         return result
 
     @torch.no_grad()
@@ -277,11 +287,3 @@ def _beta(alpha: float, u: np.ndarray) -> np.ndarray:
     from scipy.special import betaincinv
 
     return betaincinv(alpha, alpha, u) if alpha else np.ones_like(u)
-
-
-def _parts(images: torch.Tensor) -> Iterator[slice]:
-    """Slices of the batch that are worked on at once."""
-    step = len(images)
-    if images.device.type == "cpu":
-        step = torch.get_num_threads() * max(1, CPU_PIXELS // images.shape[-1] ** 2)
-    return (slice(start, start + step) for start in range(0, len(images), step))

@@ -49,22 +49,33 @@ class ClassificationLoss(nn.Module):
             Weighted loss of each image [B] and its weight [B], both float32; the batch's loss is
             the sum of the first over the sum of the second.
         """
-        log_p = F.log_softmax(logits.float(), dim=1)
+        if self.name == "focal":
+            losses = self._focal(logits.float(), targets)
+        else:
+            losses = F.cross_entropy(
+                logits.float(),
+                targets,
+                self.class_weights,
+                reduction="none",
+                label_smoothing=self.label_smoothing,
+            )
+        if self.class_weights is None:
+            return losses, torch.ones_like(losses)
+        if targets.ndim == 1:
+            return losses, self.class_weights[targets]
+        return losses, targets.to(self.class_weights) @ self.class_weights
+
+    def _focal(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        log_p = F.log_softmax(logits, dim=1)
         classes = log_p.shape[1]
         shares = F.one_hot(targets, classes).to(log_p) if targets.ndim == 1 else targets.to(log_p)
-        if self.class_weights is None:
-            weights = torch.ones_like(log_p[:, 0])
-        else:
-            weights = shares @ self.class_weights
         smooth = shares * (1 - self.label_smoothing) + self.label_smoothing / classes
         terms = -smooth * log_p
         if self.class_weights is not None:
             terms = terms * self.class_weights
-        if self.name == "focal":
-            # At p = 1 the slope of (1 - p)^gamma is infinite where gamma < 1.
-            rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(torch.float32).eps)
-            terms = terms * rest**self.focal_gamma
-        return terms.sum(dim=1), weights
+        # At p = 1 the slope of (1 - p)^gamma is infinite where gamma < 1.
+        rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(torch.float32).eps)
+        return (terms * rest**self.focal_gamma).sum(dim=1)
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

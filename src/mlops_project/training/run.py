@@ -40,10 +40,11 @@ from mlops_project.training import (
     summary,
     weights_and_biases,
 )
+from mlops_project.training.allocator import keep_freed_memory
 from mlops_project.training.module import build_module
 from mlops_project.training.nonfinite import NonFinite
 from mlops_project.training.optimizers import check_optimizer
-from mlops_project.training.presets import choose_presets
+from mlops_project.training.presets import choose_presets, device_type
 from mlops_project.training.preview import draw_preview
 from mlops_project.training.resume import find_resume
 from mlops_project.training.saving import Checkpoints
@@ -115,6 +116,8 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     if resume:
         built.weights = resume.facts["weights"]
     choose_presets(config, built.network, len(data.rows_of("train")))
+    if device_type(config.training) == "cpu":
+        keep_freed_memory()
     if config.data.batch_size == "auto":
         images = len(data.rows_of("train"))
         data.settings.batch_size = find_batch_size(config, built.network, data.image_size, images)

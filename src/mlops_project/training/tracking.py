@@ -22,6 +22,7 @@ from mlops_project.metrics import classification_metrics, monitor_mode
 from mlops_project.training.arrivals import Arrivals
 from mlops_project.training.folders import table_text
 from mlops_project.training.optimizers import Schedule
+from mlops_project.training.predictions import Predictions
 from mlops_project.training.processes import gather
 
 log = logging.getLogger("mlops_project")
@@ -39,7 +40,7 @@ class EpochMetrics(Callback):
 
     def __init__(self, refuse: Callable[[str, np.ndarray], None]) -> None:
         self.refuse = refuse
-        self.outputs: dict[str, list[dict[str, torch.Tensor]]] = {}
+        self.predictions: dict[str, Predictions] = {}
         self.latest: dict[str, float] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -65,37 +66,32 @@ class EpochMetrics(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch so far, of all processes, so that a resumed epoch's metrics cover all of it."""
-        train = self.outputs.get("train", [])
-        # What a resumed run has brought along is on the CPU, what followed is on the device.
-        joined = {
-            name: torch.cat([o[name].to(self.module.device) for o in train])
-            for name in (train[0] if train else {})
-        }
-        return {
-            "train": {name: gather(value).cpu() for name, value in joined.items()},
-            "latest": dict(self.latest),
-        }
+        return {"train": self._gathered("train"), "latest": dict(self.latest)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         train = state_dict["train"]
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             # The first process has all of it; the others take part in gathering nothing.
             train = {name: values[:0] for name, values in train.items()}
-        self.outputs["train"] = [train] if train else []
+        self.predictions.pop("train", None)
+        if train:
+            self._collect("train", train)
         self.latest = dict(state_dict["latest"])
 
     def _collect(self, split: str, outputs: dict[str, torch.Tensor]) -> None:
         kept = {name: value for name, value in outputs.items() if name != "loss"}
-        self.outputs.setdefault(split, []).append(kept)
+        self.predictions.setdefault(split, Predictions()).add(kept)
+
+    def _gathered(self, split: str) -> dict[str, torch.Tensor]:
+        """The predictions so far of all processes, on the CPU; empty where there are none."""
+        joined = self.predictions.get(split, Predictions()).joined()
+        return {n: gather(value.to(self.module.device)).cpu() for n, value in joined.items()}
 
     def _finish(self, split: str, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        outputs = self.outputs.pop(split, [])
-        if not outputs:
+        joined = {name: values.numpy() for name, values in self._gathered(split).items()}
+        self.predictions.pop(split, None)
+        if not joined:
             return
-        joined = {
-            n: gather(torch.cat([o[n].to(module.device) for o in outputs])).cpu().numpy()
-            for n in outputs[0]
-        }
         # In the order of the images, each once: a process may have shown some of them again.
         _, order = np.unique(joined["rows"], return_index=True)
         labels, probabilities = joined["labels"][order], joined["probabilities"][order]
