@@ -173,7 +173,7 @@ def test_only_images_of_both_count_and_none_that_the_second_was_trained_on() -> 
     first, second = predictions(TWO, 1), predictions(TWO, 2)
     fewer = second[second["image_id"] >= "i010"]
     seen = ["i050", "i051", "not evaluated"]
-    found = compare(TWO, first, fewer, "other.ckpt", seen_by_second=seen)
+    found = compare(TWO, first, fewer, "other.ckpt", trained_on=seen)
     assert found["n_images"] == 78
     trained, one_sided = found["gaps"]
     assert trained.startswith("2 images are left out")
@@ -186,7 +186,7 @@ def test_only_images_of_both_count_and_none_that_the_second_was_trained_on() -> 
 def test_nothing_to_compare_on_is_refused() -> None:
     first, second = predictions(TWO, 1), predictions(TWO, 2)
     with pytest.raises(InputError, match=r"other\.ckpt: there is no image"):
-        compare(TWO, first, second, "other.ckpt", seen_by_second=list(first["image_id"]))
+        compare(TWO, first, second, "other.ckpt", trained_on=list(first["image_id"]))
     elsewhere = second.assign(image_id="x" + second["image_id"])
     with pytest.raises(InputError, match="there is no image"):
         compare(TWO, first, elsewhere, "other.ckpt")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from mlops_project.errors import InputError
@@ -17,6 +20,7 @@ from mlops_project.evaluation.inference import embed, predict
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.trained_model import load_model, load_models
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 BOTH = ["probability_benign", "probability_malignant"]
 
 
@@ -44,8 +48,8 @@ def test_an_ensemble_is_the_mean_of_its_models(
     source = str(tmp_path / "new")
     for name, checkpoints in {"a": [checkpoint], "b": [other], "c": [checkpoint, other]}.items():
         facts = evaluate(checkpoints, source, output=tmp_path / name)
-    # Calibrated though no image is of both validation splits
-    assert "calibration" in facts
+    assert "calibration" not in facts
+    assert any("different validation splits" in gap for gap in facts["gaps"])
     assert facts["checkpoints"] == [str(checkpoint), str(other)]
     a, b, c = (read(tmp_path / name) for name in "abc")
     assert not np.allclose(a[BOTH], b[BOTH], atol=0.01)
@@ -187,6 +191,78 @@ def test_images_of_the_same_name_are_told_apart_by_their_folders(
     shutil.copy(pictures[2], tmp_path / "new" / "2.jpg")
     evaluate(checkpoint, str(tmp_path / "new"), output=tmp_path / "out")
     assert read(tmp_path / "out")["image_id"].tolist() == ["2", "monday/1", "tuesday/1"]
+
+
+def test_a_folder_whose_tables_leave_a_doubt_is_refused(
+    checkpoint: Path, tmp_path: Path, demo_folder: Path
+) -> None:
+    table = images_of(demo_folder, tmp_path, 8)
+    table[["image_id", "dx"]].to_csv(tmp_path / "labels.csv", index=False)
+    (tmp_path / "notes.csv").write_text("image_id,comment\nnew_1,blurred\n")
+    facts = evaluate(checkpoint, str(tmp_path), output=tmp_path / "out")
+    assert sum(known["n_images"] for known in facts["per_class"].values()) == 8
+    (tmp_path / "labels.csv").write_text("image_id,dx\nnew_1,mel,a cell too many\n")
+    with pytest.raises(InputError, match="more cells than its header"):
+        evaluate(checkpoint, str(tmp_path), output=tmp_path / "out")
+    one_hot = pd.get_dummies(table["dx"].str.upper()).astype(float)
+    one_hot.insert(0, "image", table["image_id"])
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / "notes.csv").unlink()
+    one_hot.to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(InputError, match="GroundTruth"):
+        evaluate(checkpoint, str(tmp_path), output=tmp_path / "out")
+    (tmp_path / "labels.csv").rename(tmp_path / "My_GroundTruth.csv")
+    facts = evaluate(checkpoint, str(tmp_path), output=tmp_path / "out")
+    assert sum(known["n_images"] for known in facts["per_class"].values()) == 8
+
+
+def test_what_leaks_is_left_out_and_another_model_is_compared_on_the_rest(
+    checkpoint: Path, other: Path, tmp_path: Path, run: Run, working_folder: Path
+) -> None:
+    """By the command, with all images of the folder and with every option."""
+    out = str(tmp_path / "out")
+    words = ["--checkpoint", str(checkpoint), "--split", "all", "--exclude-leaked", "--tta"]
+    words += ["--compare", str(other), "--target-sensitivity", "0.8", "--output", out]
+    done = run("evaluate.py", *words, cwd=working_folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "McNemar" in done.stdout
+    facts = json.loads((tmp_path / "out/metrics.json").read_text())
+    splits = [
+        pd.read_csv(working_folder / path.parents[1] / "split.csv").set_index("image_id")["split"]
+        for path in (checkpoint, other)
+    ]
+    evaluated = read(tmp_path / "out")["image_id"]
+    assert (splits[0][evaluated] != "train").all()
+    assert facts["leaks"]["excluded"]
+    compared = (splits[1][evaluated] != "train").sum()
+    assert facts["comparison"]["n_images"] == compared < len(evaluated)
+    assert facts["tta"]
+    assert (tmp_path / "out/report.html").stat().st_size > 100_000
+
+
+def test_images_without_a_diagnosis_are_compared_with_a_word(
+    checkpoint: Path, other: Path, tmp_path: Path, demo_folder: Path
+) -> None:
+    images_of(demo_folder, tmp_path / "bare", 4)
+    facts = evaluate(
+        checkpoint, str(tmp_path / "bare"), output=tmp_path / "out", compare_with=other
+    )
+    assert any(gap.startswith("no comparison") for gap in facts["gaps"])
+    assert len(read(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("sensitivity", [float("nan"), 0.0, 1.5])
+def test_a_sensitivity_that_is_no_share_is_refused(checkpoint: Path, sensitivity: float) -> None:
+    with pytest.raises(InputError, match="target-sensitivity"):
+        evaluate(checkpoint, target_sensitivity=sensitivity)
+
+
+def test_a_network_that_has_diverged_is_told(checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    with torch.no_grad():
+        next(model.network.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="has diverged"):
+        predict([model], open_images([model], None, "test"))
 
 
 def test_one_image_and_one_class_have_their_gaps_named(

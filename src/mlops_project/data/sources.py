@@ -5,6 +5,7 @@ A source is one or more tables with the diagnoses, and images in folders or zip 
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from mlops_project.data.archives import find_images, image_files, is_junk, is_zip
+from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.data.folder import require_folder
 from mlops_project.data.tables import (
     TABLE_ENDINGS,
@@ -19,10 +21,13 @@ from mlops_project.data.tables import (
     is_table,
     read_rows,
     read_table,
+    renamed,
     without_doubles,
 )
 from mlops_project.errors import InputError
 from mlops_project.printable import printable
+
+log = logging.getLogger("mlops_project")
 
 COLUMNS = (
     "image_id",
@@ -83,12 +88,16 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     folder = Path(folder)
     require_folder(folder)
     try:
-        layout, tables, places = recognise(folder, unlabelled=unlabelled)
-    except InputError:
-        table = _table_of_images(folder)
-        if not unlabelled or table.empty:
+        layout, tables, places = recognise(folder)
+    except InputError as error:
+        tables = _tables_without_diagnoses(folder) if unlabelled else []
+        table = _table_of_images(folder) if unlabelled else pd.DataFrame()
+        if len(tables) > 1 or table.empty:
             raise
-        return Source(folder, "images", table, (), (folder / SYNTHETIC_MARKER).is_file())
+        if not tables:
+            return Source(folder, "images", table, (), (folder / SYNTHETIC_MARKER).is_file())
+        log.info("%s: has no column dx (%s)", tables[0], str(error).splitlines()[0])
+        layout, places = "plain", [folder]
     parts = [read_rows(path, layout, folder, unlabelled=unlabelled) for path in tables]
     table = pd.concat(parts, ignore_index=True)
     if table.empty:
@@ -113,6 +122,35 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     return Source(folder, layout, table[list(COLUMNS)], missing, synthetic)
 
 
+def _tables_beside(folder: Path) -> list[Path]:
+    endings = (".csv", ".tab", ".tsv")
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if is_table(path) and path.suffix.lower() in endings and not is_junk(path)
+    ]
+
+
+def _tables_without_diagnoses(folder: Path) -> list[Path]:
+    """Tables that name images and say nothing of diagnoses.
+
+    Raises:
+        InputError: a table cannot be read, so that it may hold the diagnoses; or it tells them in
+            another way than a column dx.
+    """
+    found = []
+    for path in _tables_beside(folder):
+        columns = set(read_table(path).columns)
+        if "image_id" in renamed(columns):
+            if len(columns & set(DIAGNOSES)) > 1:
+                raise InputError(
+                    f"{path}: one column a diagnosis; name it *_GroundTruth.csv, and the folder of "
+                    "the images *_Input"
+                )
+            found.append(path)
+    return found
+
+
 def _table_of_images(folder: Path) -> pd.DataFrame:
     """A row for each image of a folder without a table; its name is the image's and the lesion's.
 
@@ -120,8 +158,10 @@ def _table_of_images(folder: Path) -> pd.DataFrame:
     """
     rows = []
     for _, path, member in find_images([folder]):
-        inside = Path(path).relative_to(folder)
-        rows.append({"image_id": str(inside.with_suffix("")), "path": path, "member": member})
+        inside = str(Path(path).relative_to(folder).with_suffix(""))
+        # A name that is no text can neither be hashed nor written into a table.
+        name = os.fsencode(inside).decode("utf-8", "backslashreplace")
+        rows.append({"image_id": name, "path": path, "member": member})
     table = pd.DataFrame(rows, columns=["image_id", "path", "member"])
     names = table["image_id"].map(lambda name: Path(name).name)
     table["image_id"] = table["image_id"].where(names.duplicated(keep=False), names)
@@ -133,7 +173,7 @@ def _table_of_images(folder: Path) -> pd.DataFrame:
     return table[list(COLUMNS)]
 
 
-def recognise(folder: Path, *, unlabelled: bool = False) -> tuple[str, list[Path], list[Path]]:
+def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     """The layout, its tables, and the folders and archives with its images."""
     entries = sorted(p for p in folder.iterdir() if not is_junk(p))
     tests = [p for p in entries if TEST_MARK in p.name.lower()]
@@ -144,8 +184,7 @@ def recognise(folder: Path, *, unlabelled: bool = False) -> tuple[str, list[Path
     tables = [p for p in tests if is_table(p)]
     if tables and len(tests) > 1:
         return "dataverse", tables[:1], [p for p in tests if p.is_dir() or is_zip(p)]
-    beside = [p for p in entries if is_table(p) and p.suffix and not is_zip(p)]
-    beside = [p for p in beside if is_of_images(p, unlabelled=unlabelled)]
+    beside = [p for p in _tables_beside(folder) if is_of_images(p)]
     if len(beside) == 1:
         return "plain", beside, [folder]
     found = ", ".join(printable(p.name) + ("/" if p.is_dir() else "") for p in entries[:8])
@@ -169,9 +208,10 @@ def _layout(entries: list[Path], folder: Path) -> tuple[str, list[Path], list[Pa
         truths += sorted(q for q in inner.glob("*_GroundTruth.csv") if not is_junk(q))
     truths += [p for p in entries if "groundtruth" in lower[p] and is_zip(p)]
     inputs = [p for p in entries if "input" in lower[p] and (p.is_dir() or is_zip(p))]
+    images = [p for p in entries if p.stem.lower() == "images" and (p.is_dir() or is_zip(p))]
+    inputs = inputs or images
     if truths and inputs and "dx" not in read_table(truths[0]).columns:
         return "challenge", truths, inputs
-    images = [p for p in entries if p.stem.lower() == "images" and (p.is_dir() or is_zip(p))]
     tables = []
     for place in [p for p in entries if p.is_dir() and lower[p] == "metadata"]:
         tables += sorted(p for p in place.iterdir() if is_table(p) and not is_junk(p))

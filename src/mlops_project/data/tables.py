@@ -132,24 +132,27 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
     return _read_metadata(path, unlabelled)
 
 
-def is_of_images(path: Path, *, unlabelled: bool = False) -> bool:
-    """Whether a table names images and, unless `unlabelled`, their diagnoses."""
+def is_of_images(path: Path) -> bool:
+    """Whether a table names images and their diagnoses."""
     try:
-        columns = set(_renamed(read_table(path)).columns)
+        return {"image_id", "dx"} <= renamed(set(read_table(path).columns))
     except InputError:
         return False
-    return "image_id" in columns and (unlabelled or "dx" in columns)
 
 
-def _renamed(raw: pd.DataFrame) -> pd.DataFrame:
-    there = [name for name in OTHER_NAMES if name in raw.columns]
-    if "image_id" not in raw.columns and there:
-        return raw.rename(columns={there[0]: "image_id"})
-    return raw
+def renamed(columns: set[str]) -> set[str]:
+    """The columns of a table, that of the images under its own name."""
+    others = [name for name in OTHER_NAMES if name in columns]
+    if "image_id" in columns or not others:
+        return columns
+    return (columns - {others[0]}) | {"image_id"}
 
 
 def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
-    raw = _renamed(read_table(path))
+    raw = read_table(path)
+    others = [name for name in OTHER_NAMES if name in raw.columns]
+    if "image_id" not in raw.columns and others:
+        raw = raw.rename(columns={others[0]: "image_id"})
     if unlabelled and "dx" not in raw.columns:
         raw["dx"] = ""
     _require(raw, ("image_id", "dx"), path)

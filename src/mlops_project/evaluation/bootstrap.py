@@ -56,14 +56,18 @@ def with_intervals(
         measure: gives R values of each measure for weights float [R, N].
 
     Returns:
-        {"value": float, "ci95": [low, high]} of each.
+        {"value": float, "ci95": [low, high]} of each; NaN for the interval of a single lesion.
     """
     plain = measure(np.ones((1, len(lesions))))
     chunks = [measure(weights) for weights in weightings(lesions)]
+    alone = len(np.unique(lesions)) < 2  # nothing else can be drawn
+    nothing = [float("nan")] * 2
     return {
         name: {
             "value": float(value[0]),
-            "ci95": list(interval(np.concatenate([chunk[name] for chunk in chunks]))),
+            "ci95": nothing
+            if alone
+            else list(interval(np.concatenate([chunk[name] for chunk in chunks]))),
         }
         for name, value in plain.items()
     }

@@ -41,6 +41,11 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x)
 
 
+def at_the_end(temperature: float) -> bool:
+    """Whether it lies at either end of `TEMPERATURES`, where the loss still falls."""
+    return not 1.01 * TEMPERATURES[0] < temperature < 0.99 * TEMPERATURES[1]
+
+
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """The softmax [N, K] of the same logits divided by a temperature; the order stays."""
     logits = np.log(np.clip(probabilities, SMALLEST, 1)) / temperature

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mlops_project.errors import InputError
 from mlops_project.evaluation import bootstrap, measures
+from mlops_project.evaluation.evaluator import most_frequent
 from mlops_project.evaluation.malignancy import PREFIX, as_binary, classes_of
 
 
@@ -19,7 +20,7 @@ def compare(
     second: pd.DataFrame,
     checkpoint: str,
     *,
-    seen_by_second: Collection[str] = (),
+    trained_on: Collection[str] = (),
 ) -> dict[str, Any]:
     """Compares two models on the images that both were asked about.
 
@@ -31,7 +32,7 @@ def compare(
         names: classes of the first, in the order of its probabilities.
         first, second: tables of `inference.Predictions`, only with images of a known class.
         checkpoint: of the second.
-        seen_by_second: ids of images to leave out, because the second was trained on them.
+        trained_on: ids of images to leave out, because one of them was trained on these.
 
     Returns:
         The entry `comparison` of metrics.json: checkpoint, class_names, n_images, n_lesions;
@@ -46,11 +47,11 @@ def compare(
         first, second = as_binary(first), as_binary(second)
         names = classes_of(first)
         gaps.append("The two models have different classes: compared as benign against malignant.")
-    known = second[~second["image_id"].isin(list(seen_by_second))]
+    known = second[~second["image_id"].isin(list(trained_on))]
     if len(known) < len(second):
         gaps.append(
-            f"{len(second) - len(known)} images are left out of the comparison: the other model "
-            "was trained on them."
+            f"{len(second) - len(known)} images are left out of the comparison: one of the "
+            "models was trained on them."
         )
     ids = np.intersect1d(first["image_id"], known["image_id"])
     if len(ids) == 0:
@@ -79,7 +80,7 @@ def compare(
         return {name: ours[name] - theirs[name] for name in ours}
 
     # A lesion counts once, by the mean of its images' probabilities.
-    means = {f"{PREFIX}{n}": "mean" for n in names} | {"y_true": "first"}
+    means = {f"{PREFIX}{n}": "mean" for n in names} | {"y_true": most_frequent}
     true_class, whole = _arrays(names, first.groupby(lesions).agg(means))
     _, other_whole = _arrays(names, second.groupby(lesions).agg(means))
     return {

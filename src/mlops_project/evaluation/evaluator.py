@@ -13,7 +13,7 @@ from mlops_project.evaluation import bootstrap, measures
 def measure(names: list[str], predictions: pd.DataFrame) -> dict[str, Any]:
     """What the predictions are worth, as `metrics.json` holds it: by image, and by lesion.
 
-    A lesion's probabilities are the mean of its images'.
+    A lesion's probabilities are the mean of its images', its class the most frequent one.
 
     Args:
         names: of the classes.
@@ -21,7 +21,7 @@ def measure(names: list[str], predictions: pd.DataFrame) -> dict[str, Any]:
     """
     columns = [f"probability_{n}" for n in names]
     lesions = predictions.groupby("lesion_id", sort=False).agg(
-        {**dict.fromkeys(columns, "mean"), "y_true": "first"}
+        {**dict.fromkeys(columns, "mean"), "y_true": most_frequent}
     )
     by_image = _measured(predictions, predictions["lesion_id"].to_numpy(), names)
     by_lesion = _measured(lesions, lesions.index.to_numpy(), names)
@@ -62,6 +62,11 @@ def _measured(table: pd.DataFrame, lesions: np.ndarray, names: list[str]) -> dic
             for name in names
         },
     }
+
+
+def most_frequent(classes: pd.Series) -> str:
+    """Of a lesion's classes, as for the split: the first by the alphabet where several are."""
+    return classes.iloc[0] if len(classes) == 1 else classes.mode().iloc[0]
 
 
 def unmeasured(facts: dict[str, Any]) -> list[str]:

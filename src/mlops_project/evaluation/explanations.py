@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +211,7 @@ def explain(
                 picture.save(file, format="png")
             facts = {key: row[key] for key in FACTS}
             found.append({**facts, "picture": f"{FOLDER}/{name}"})
-    _remove_others(pictures, {Path(facts["picture"]).name for facts in found})
+    remove_others(pictures, {Path(facts["picture"]).name for facts in found})
     return found, gap
 
 
@@ -288,7 +288,7 @@ def _file_name(number: int, kind: str, image_id: str) -> str:
     return f"{number:02d}_{kind}_{re.sub('[^A-Za-z0-9-]+', '_', image_id)[:60]}.png"
 
 
-def _remove_others(folder: Path, kept: set[str]) -> None:
+def remove_others(folder: Path, kept: Collection[str] = ()) -> None:
     """Removes the pictures of an earlier evaluation."""
     for path in folder.glob("*.png"):
         if path.name not in kept and re.match(rf"\d+_({MISTAKE}|{SUCCESS})_", path.name):

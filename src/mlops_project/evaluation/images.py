@@ -156,6 +156,8 @@ def _data(model: TrainedModel, source: Source, num_classes: int) -> HAM10000Data
     options |= {"image_size": model.image_size, "num_workers": "auto"}
     # The images are there: a program does not make them anew.
     options |= {"name": "ham10000", "data_dir": str(source.folder)}
+    if options["cache"] == "off":  # with a cache, an image that cannot be read is left out
+        options["cache"] = "auto"
     data = HAM10000DataModule(num_classes=num_classes, seed=model.config.seed, **options)
     data.read(source)
     return data

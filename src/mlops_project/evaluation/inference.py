@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mlops_project.data.augmentation import BatchAugmentation
+from mlops_project.errors import InputError
 from mlops_project.evaluation.images import Images
 from mlops_project.evaluation.malignancy import as_binary
 from mlops_project.evaluation.trained_model import TrainedModel
@@ -63,6 +64,12 @@ def predict(models: Sequence[TrainedModel], images: Images, *, tta: bool = False
             total[asked] += probabilities
             features.append(seen)
     mean = (total / images.asked.sum(axis=0)[:, None]).astype(np.float32)
+    broken = ~np.isfinite(mean).all(axis=1)
+    if broken.any():
+        raise InputError(
+            f"{models[0].path}: the answer to {broken.sum()} of {len(mean)} images is not a "
+            "number: its training has diverged\nEvaluate an earlier checkpoint of the run."
+        )
     table = images.table[["image_id", "lesion_id"]].copy()
     table["y_pred"] = np.array(names, dtype=object)[mean.argmax(axis=1)]
     table[[f"probability_{name}" for name in names]] = mean

@@ -26,7 +26,6 @@ from mlops_project.evaluation import (
 )
 from mlops_project.evaluation.decisions import decide, malignant_classes
 from mlops_project.evaluation.images import (
-    OUT_OF_FOLD,
     Images,
     open_images,
     reopen,
@@ -71,12 +70,16 @@ def evaluate(
     Raises:
         InputError: a checkpoint, the folder or the split cannot be used.
     """
+    if not 0 < target_sensitivity <= 1:
+        raise InputError(
+            f"--target-sensitivity {target_sensitivity}: must be more than 0 and at most 1"
+        )
     models = load_models([checkpoints] if isinstance(checkpoints, Path) else checkpoints)
     other = load_models([compare_with]) if compare_with else None
     images = open_images(models, data_dir, split)
+    audit, images = _audited(models, images, exclude_leaked)
     folder = output or default_output(models)
     folder.mkdir(parents=True, exist_ok=True)
-    audit, images = _audited(models, images, exclude_leaked)
     facts = _facts(models, images, split, tta) | {"leaks": audit}
     predictions = predict(models, images, tta=tta)
     validation, gap = _validation(models, images, split, tta)
@@ -96,13 +99,13 @@ def evaluate(
         _calibrate(facts, models, images, validation, table, target_sensitivity)
     if not labelled.empty:
         facts["abstention"] = _abstention(images.class_names, predictions.labelled())
-    if other is not None:
-        facts["comparison"] = _compared(other, images, predictions, tta)
-        facts["gaps"] += facts["comparison"].pop("gaps")
+    written = _write(folder, facts, table)  # whatever may fail below
     unlike = _out_of_distribution(models, images, predictions, validation)
     _add(facts, "out_of_distribution", unlike)
+    if other is not None:
+        _compare(facts, other, images, predictions)
     _explain(facts, models, images, labelled, folder)
-    written = _write(folder, facts, table)
+    _write(folder, facts, table)
     pictures = draw_pictures(facts, table, folder)
     written.append(write_page(facts, pictures, folder, table))
     written.append(write_model_card(facts, folder, table))
@@ -142,8 +145,13 @@ def _calibrate(
     facts |= decided
     table[[f"calibrated_{name}" for name in names]] = calibrated
     # The temperature of the model's own logits, for whoever uses it without this program
-    if decided and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
-        known = decided["calibration"]
+    known = decided.get("calibration")
+    if known and calibration.at_the_end(known["temperature"]):
+        facts["gaps"].append(
+            f"the temperature {known['temperature']:.2f} is as far as was looked: the validation "
+            "split is too small, or its answers are all right or no better than chance"
+        )
+    elif known and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
         calibration.store_temperature(
             models[0].path, known["temperature"], models[0].epoch, known["validation_images"]
         )
@@ -158,18 +166,28 @@ def _abstention(names: list[str], labelled: pd.DataFrame) -> dict[str, Any]:
     )
 
 
-def _compared(
-    other: Sequence[TrainedModel], images: Images, predictions: Predictions, tta: bool
-) -> dict[str, Any]:
-    second = predict(other, reopen(images, other), tta=tta)
+def _compare(
+    facts: dict[str, Any],
+    other: Sequence[TrainedModel],
+    images: Images,
+    predictions: Predictions,
+) -> None:
+    """Adds the differences to another model, or why there are none."""
+    second = predict(other, reopen(images, other), tta=facts["tta"])
     seen = leaks.audit([other[0].facts["split"]], images.table)["leaked_images"]
-    return comparison.compare(
-        images.class_names,
-        predictions.labelled(),
-        second.labelled(),
-        str(other[0].path),
-        seen_by_second=seen,
-    )
+    try:
+        found = comparison.compare(
+            images.class_names,
+            predictions.labelled(),
+            second.labelled(),
+            str(other[0].path),
+            trained_on={*seen, *facts["leaks"]["leaked_images"]},
+        )
+    except InputError as error:
+        facts["gaps"].append("no comparison: " + str(error).splitlines()[0])
+        return
+    facts["gaps"] += found.pop("gaps")
+    facts["comparison"] = found
 
 
 def _out_of_distribution(
@@ -183,12 +201,20 @@ def _out_of_distribution(
     known = None
     if validation is not None and validation.features is not None:
         known = (validation.table, validation.features)
-    return out_of_distribution.judge(
+    found = out_of_distribution.judge(
         known,
         (predictions.table, predictions.features),
         images.pixels,
         lambda made: embed(models, made),
     )
+    if known is not None and "threshold" in found:
+        table = predictions.table
+        lesions = [part["lesion_id"].to_numpy(dtype=str) for part in (table, known[0])]
+        table["distance"] = out_of_distribution.distances(
+            predictions.features, lesions[0], known[1], lesions[1]
+        )
+        table["flagged"] = table["distance"] > found["threshold"]
+    return found
 
 
 def _explain(
@@ -200,9 +226,13 @@ def _explain(
 ) -> None:
     """Adds pictures of what the first model looks at."""
     names = models[0].class_names
+    if labelled.empty:
+        explanations.remove_others(folder / explanations.FOLDER)
+        return
     if images.class_names != names or not images.asked[0].all():
         gap = "no pictures of what the network looks at: "
         facts["gaps"].append(gap + "the classes, or the images, are not all of the first model")
+        explanations.remove_others(folder / explanations.FOLDER)
         return
     chosen = explanations.choose(labelled, names)
     positions = pd.Index(images.table["image_id"]).get_indexer(pd.Index(chosen["image_id"]))
@@ -266,10 +296,11 @@ def _validation(
     missing = "no calibration, thresholds and prediction sets: "
     if split != "test":
         return None, f"{missing}they are fitted on images that are evaluated here"
-    same = len({model.facts["split_hash"] for model in models}) == 1
+    if len({model.facts["split_hash"] for model in models}) > 1:
+        # What single models say of images would tell nothing of how sure their mean is.
+        return None, f"{missing}the models have different validation splits"
     try:
-        # With other splits, as in a cross-validation, no image is of all validation splits.
-        own = open_images(models, None, "val" if same else OUT_OF_FOLD, images.class_names)
+        own = open_images(models, None, "val", images.class_names)
     except InputError as error:
         return None, missing + str(error).splitlines()[0]
     return predict(models, own, tta=tta), ""

@@ -58,13 +58,17 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
             # On a CPU the library's convolutions are as fast as they get; what is between those of
             # a depthwise network is not.
             and (device == "cuda" or depthwise)
-            and options.devices in ("auto", "1")
+            and (options.devices == "1" or (options.devices == "auto" and _one_device(device)))
             and placement() in (None, (1, 1))  # with several processes it has not been tried
             and _compiles(device)
         )
         chosen.append("compiled" if options.compile else "not compiled")
     if chosen:
         log.info("fastest here: %s", ", ".join(chosen))
+
+
+def _one_device(device: str) -> bool:
+    return device != "cuda" or torch.cuda.device_count() == 1
 
 
 def _computes_bfloat16(device: str, depthwise: bool) -> bool:

@@ -127,7 +127,12 @@ def make_facts(
             "checkpoint": "models/resnet/version_0/checkpoints/last.ckpt",
             "n_images": images,
             "difference": {"accuracy": _metric(0.021, 0.02), "auroc": _metric(0.013, 0.007)},
-            "mcnemar": {"only_first_right": 61, "only_second_right": 38, "p_value": 0.027},
+            "mcnemar": {
+                "only_first_right": 61,
+                "only_second_right": 38,
+                "p_value": 0.027,
+                "by_lesion": {"only_first_right": 41, "only_second_right": 30, "p_value": 0.24},
+            },
         },
         "explanations": _explanations(folder, predictions, right),
         "gaps": ["the ages of 20 images are not known"],

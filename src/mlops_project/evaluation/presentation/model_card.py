@@ -68,6 +68,14 @@ def write_model_card(
     return rendering.write(folder / "MODEL_CARD.md", "MODEL_CARD.md.jinja", values)
 
 
+def _data(facts: dict[str, Any]) -> str:
+    """What was evaluated, in a few words: a folder's name is all that is known of other images."""
+    if facts.get("synthetic"):
+        return "synthetic images"
+    name = Path(str(facts.get("data_dir") or "images")).name
+    return "HAM10000" if name.lower().startswith("ham10000") else name
+
+
 def _weights(facts: dict[str, Any]) -> str:
     """Which weights the training started from: in words, or by the settings."""
     if facts.get("weights"):

@@ -70,9 +70,8 @@ def write_page(
 
 def page_frame() -> dict[str, Any]:
     """Script and styles of a page, and the policy that it may load and run nothing else."""
-    script, styles = (
-        (rendering.TEMPLATES / f"report.{kind}").read_text() for kind in ("js", "css")
-    )
+    files = (rendering.TEMPLATES / f"report.{kind}" for kind in ("js", "css"))
+    script, styles = (file.read_text(encoding="utf-8") for file in files)
     return {
         # Whatever a name holds
         "policy": "default-src 'none'; img-src data:; "

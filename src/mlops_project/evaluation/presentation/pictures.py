@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,20 +64,3 @@ def draw_pictures(facts: dict[str, Any], predictions: pd.DataFrame, folder: Path
             title = drawn.title + (" – SYNTHETIC DATA" if facts.get("synthetic") else "")
             pictures.append(Picture(path, title, drawn.alternative_text))
     return pictures
-
-
-def draw_confusion_matrix(
-    predictions: pd.DataFrame, class_names: Sequence[str], path: Path, title: str
-) -> None:
-    """Draws counts, coloured by the share of each true class, as a PNG picture.
-
-    Args:
-        predictions: columns y_true and y_pred (names).
-        class_names: order of rows and columns.
-        path: to write to.
-        title: above it.
-    """
-    index = {name: k for k, name in enumerate(class_names)}
-    truth, chosen = (predictions[c].map(index).to_numpy() for c in ("y_true", "y_pred"))
-    with style():
-        save(charts.matrix(truth, chosen, class_names, title), path)

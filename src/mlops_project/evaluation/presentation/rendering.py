@@ -49,11 +49,6 @@ def write(path: Path, template: str, values: dict[str, Any]) -> Path:
     return path
 
 
-def text_of(name: str) -> str:
-    """A file beside the templates, as it is."""
-    return (TEMPLATES / name).read_text(encoding="utf-8")
-
-
 @cache
 def _environment(finalize: Callable[[Any], Any]) -> jinja2.Environment:
     environment = jinja2.Environment(

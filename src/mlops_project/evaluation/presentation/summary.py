@@ -73,7 +73,7 @@ def _with_interval(known: tuple[float, float, float]) -> str:
 def _answers(facts: dict[str, Any], names: list[str]) -> str:
     known = facts.get("metrics")
     accuracy = metric(get(known, "accuracy"))
-    if math.isnan(accuracy[0]):
+    if math.isnan(accuracy[0]) or number(facts.get("n_images")) < FEWEST_OF_A_KIND:
         return ""
     choice = f"one of {len(names)} classes" if len(names) != 2 else " or ".join(names)
     text = f"The model answers each image with {choice}. Of 100 images it gets {of_100(*accuracy)}"
@@ -149,7 +149,7 @@ def _sets(facts: dict[str, Any]) -> str:
 
 def _abstention(facts: dict[str, Any]) -> str:
     points = {
-        number(p.get("coverage")): number(p.get("error"))
+        number(p.get("kept", p.get("coverage"))): number(p.get("error"))
         for p in mappings(get(facts, "abstention", "at"))
     }
     known = {c: e for c, e in points.items() if not math.isnan(c + e)}

@@ -37,6 +37,8 @@ def show(facts: dict[str, Any], written: list[Path]) -> None:
     else:
         console.print(title, highlight=False, markup=False)
     lines = list(facts["gaps"])
+    if "comparison" in facts:
+        lines.insert(0, _told_comparison(facts["comparison"]))
     gap = facts.get("subgroups", {}).get("largest_gap")
     if gap is not None:
         text = "largest gap between groups: AUROC of malignant is {difference:.3f} lower for "
@@ -69,6 +71,16 @@ def _show_metrics(console: Any, facts: dict[str, Any], title: str) -> None:
     for name, values in facts["per_class"].items():
         table.add_row(name, *(_shown(values[c]) for c in columns))
     console.print(table)
+
+
+def _told_comparison(facts: dict[str, Any]) -> str:
+    known = {n: facts["difference"][n] for n in ("balanced_accuracy", "auroc")}
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {m['value']:+.3f} ({_interval(m['ci95'])})"
+        for name, m in known.items()
+    )
+    p_value = facts["mcnemar"]["by_lesion"]["p_value"]
+    return f"less {facts['checkpoint']}: {told}; McNemar's test of lesions p = {p_value:.2g}"
 
 
 def _show_decisions(console: Any, facts: dict[str, Any]) -> None:

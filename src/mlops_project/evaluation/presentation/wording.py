@@ -86,12 +86,14 @@ def warnings(facts: dict[str, Any]) -> list[str]:
         found.append(sentence or text)
     elif status != "clean":
         found.append(sentence or "Whether images of the training are among these is unknown.")
-    if facts.get("split") == "val":
+    chose = get(facts, "leaks", "n_shared_with_validation")
+    if facts.get("split") in ("val", "out-of-fold") or (chose and facts.get("split") != "all"):
         found.append(
-            "These are the validation images, which chose the best epoch: on images that had no "
-            "say in the training the model does worse."
+            "There are validation images among these, which chose the best epoch: on images that "
+            "had no say in the training the model does worse."
         )
-    if facts.get("split") == "all" and status != "clean":
+    excluded = get(facts, "leaks", "excluded")
+    if facts.get("split") == "all" and not excluded and status != "clean":
         found.append("All images of the folder were taken, those of the training among them.")
     if "metrics" not in facts:
         found.append(
