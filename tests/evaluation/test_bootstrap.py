@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from mlops_project.evaluation import measures
-from mlops_project.evaluation.bootstrap import interval, weightings
+from mlops_project.evaluation.bootstrap import interval, weightings, with_intervals
 
 
 def test_a_lesion_is_drawn_with_all_its_images_and_the_same_seed_draws_the_same() -> None:
@@ -51,3 +52,34 @@ def test_a_measure_that_mostly_does_not_exist_has_no_interval() -> None:
     values = np.array([np.nan, np.nan, np.nan, 0.5])
     assert all(np.isnan(interval(values)))
     assert interval(np.array([0.2] * 10)) == (0.2, 0.2)
+
+
+def test_a_share_of_one_has_the_exact_interval_of_its_lesions() -> None:
+    lesions = np.repeat(np.arange(25), 2)
+    truth = np.ones(50, dtype=bool)
+    found = with_intervals(
+        lesions,
+        lambda weights: measures.binary(weights, truth, truth),
+        measures.seen_by(truth, truth),
+    )
+    exact = binomtest(25, 25).proportion_ci(method="exact")
+    assert found["sensitivity"]["ci95"] == pytest.approx([exact.low, exact.high])
+    assert np.isnan(found["specificity"]["ci95"]).all()  # there is no benign one
+
+
+def test_a_calibration_error_lies_in_its_interval() -> None:
+    random = np.random.default_rng(5)
+    confidence = random.uniform(0.5, 1, 300)
+    correct = random.random(300) < confidence
+    found = with_intervals(
+        np.arange(300),
+        lambda weights: {"ece": measures.calibration_error(weights, confidence, correct)},
+        biased=measures.BIASED,
+    )["ece"]
+    low, high = found["ci95"]
+    assert 0 <= low <= found["value"] <= high
+
+
+def test_a_single_lesion_has_no_interval() -> None:
+    found = with_intervals(np.array(["a", "a"]), lambda weights: {"mean": weights @ [0.2, 0.4]})
+    assert np.isnan(found["mean"]["ci95"]).all()

@@ -89,14 +89,14 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     require_folder(folder)
     try:
         layout, tables, places = recognise(folder)
-    except InputError as error:
+    except InputError:
         tables = _tables_without_diagnoses(folder) if unlabelled else []
         table = _table_of_images(folder) if unlabelled else pd.DataFrame()
         if len(tables) > 1 or table.empty:
             raise
         if not tables:
             return Source(folder, "images", table, (), (folder / SYNTHETIC_MARKER).is_file())
-        log.info("%s: has no column dx (%s)", tables[0], str(error).splitlines()[0])
+        log.warning("%s: no column dx: its images count as without a diagnosis", tables[0])
         layout, places = "plain", [folder]
     parts = [read_rows(path, layout, folder, unlabelled=unlabelled) for path in tables]
     table = pd.concat(parts, ignore_index=True)

@@ -6,7 +6,7 @@ intervals are too narrow (Field and Welsh, Bootstrapping clustered data, JRSS B 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,28 +46,50 @@ def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def exact_interval(value: float, clusters: int, level: float = LEVEL) -> tuple[float, float]:
+    """Of a share of 0 or 1, from which no resample can differ (Clopper and Pearson, 1934).
+
+    Args:
+        value: 0 or 1.
+        clusters: how many independent ones it was seen in, at least 1.
+    """
+    bound = ((1 - level) / 2) ** (1 / clusters)
+    return (bound, 1.0) if value == 1 else (0.0, 1 - bound)
+
+
 def with_intervals(
-    lesions: np.ndarray, measure: Callable[[np.ndarray], dict[Any, np.ndarray]]
+    lesions: np.ndarray,
+    measure: Callable[[np.ndarray], dict[Any, np.ndarray]],
+    shares: Mapping[Any, np.ndarray] | None = None,
+    biased: Collection[Any] = (),
 ) -> dict[Any, dict[str, Any]]:
     """The value of each measure, and its 95 % interval.
 
     Args:
         lesions: which lesion each image shows, any type [N].
         measure: gives R values of each measure for weights float [R, N].
+        shares: for measures that are shares, of which images, bool [N]: a share of 0 or 1 has an
+            exact interval of its lesions.
+        biased: measures that resampling makes larger, whose interval is moved back by as much.
 
     Returns:
-        {"value": float, "ci95": [low, high]} of each; NaN for the interval of a single lesion.
+        {"value": float, "ci95": [low, high]} of each; NaN for the interval of a single lesion
+        where there is no exact one.
     """
     plain = measure(np.ones((1, len(lesions))))
     chunks = [measure(weights) for weights in weightings(lesions)]
     alone = len(np.unique(lesions)) < 2  # nothing else can be drawn
-    nothing = [float("nan")] * 2
-    return {
-        name: {
-            "value": float(value[0]),
-            "ci95": nothing
-            if alone
-            else list(interval(np.concatenate([chunk[name] for chunk in chunks]))),
-        }
-        for name, value in plain.items()
-    }
+    found = {}
+    for name, one in plain.items():
+        value, resampled = float(one[0]), np.concatenate([chunk[name] for chunk in chunks])
+        low, high = interval(resampled)
+        clusters = len(np.unique(lesions[shares[name]])) if shares and name in shares else 0
+        if low == high and clusters and value in (0, 1):
+            low, high = exact_interval(value, clusters)
+        elif alone:
+            low = high = float("nan")
+        elif name in biased:
+            excess = float(np.nanmean(resampled)) - value
+            low, high = max(0.0, min(low - excess, value)), max(high - excess, value)
+        found[name] = {"value": value, "ci95": [low, high]}
+    return found

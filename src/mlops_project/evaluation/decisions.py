@@ -83,7 +83,9 @@ def _calibration(
     labels: np.ndarray, probabilities: np.ndarray, lesions: np.ndarray
 ) -> dict[str, Any]:
     return bootstrap.with_intervals(
-        lesions, lambda weights: measures.calibration(weights, labels, probabilities)
+        lesions,
+        lambda weights: measures.calibration(weights, labels, probabilities),
+        biased=measures.BIASED,
     )
 
 
@@ -104,10 +106,13 @@ def _operating_point(
     thresholds = operating_points.THRESHOLDS
     return {
         "target_sensitivity": sensitivity,
+        "applies_to": "calibrated probability",
         "threshold": threshold,
         "validation": {name: float(value[0]) for name, value in before.items()},
         "evaluated": bootstrap.with_intervals(
-            lesions, lambda weights: measures.binary(weights, truth, scores >= threshold)
+            lesions,
+            lambda weights: measures.binary(weights, truth, scores >= threshold),
+            measures.seen_by(truth, scores >= threshold),
         ),
         "decision_curve": {
             "threshold": [float(t) for t in thresholds],

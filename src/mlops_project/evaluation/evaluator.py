@@ -49,7 +49,12 @@ def _measured(table: pd.DataFrame, lesions: np.ndarray, names: list[str]) -> dic
         groups |= dict(zip(names, each, strict=True))
         return {(group, n): values for group in groups for n, values in groups[group].items()}
 
-    found = bootstrap.with_intervals(lesions, all_measures)
+    shares = {("", "accuracy"): np.ones(len(labels), dtype=bool)}
+    for k, name in enumerate(names):
+        own = measures.seen_by(labels == k, probabilities.argmax(axis=1) == k)
+        shares |= {(name, n): images for n, images in own.items()}
+    biased = [("", name) for name in measures.BIASED]
+    found = bootstrap.with_intervals(lesions, all_measures, shares, biased)
     counts = {name: {"n_images": int((labels == k).sum())} for k, name in enumerate(names)}
     return {
         "metrics": {n: known for (group, n), known in found.items() if not group},
@@ -91,5 +96,5 @@ def unmeasured(facts: dict[str, Any]) -> list[str]:
     wide = [n for n, m in metrics.items() if n not in missing and np.isnan(m["ci95"][0])]
     if wide:
         shown = ", ".join(name.replace("_", " ") for name in wide)
-        sentences.append(f"no interval of {shown}: too few lesions to resample")
+        sentences.append(f"no interval of {shown}: there are too few lesions to resample")
     return sentences

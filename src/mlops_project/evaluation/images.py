@@ -29,6 +29,7 @@ class Images:
         data: of each model, one table for all, the rows decoded at the model's size.
         rows: of the table, int64 [N].
         asked: which of the M models is asked about which image, bool [M, N].
+        left_out: which images of the folder are not asked about, where that may surprise; or "".
         class_names: that the labels are told by: the models', or benign and malignant where the
             table knows no more.
     """
@@ -38,6 +39,7 @@ class Images:
     rows: np.ndarray
     asked: np.ndarray
     class_names: list[str]
+    left_out: str = ""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -117,7 +119,19 @@ def open_images(
         wanted[list(module.decode(np.flatnonzero(wanted)))] = False
     if not wanted.any():
         raise InputError(f"{folder}: no image of the {split} split can be read")
-    return Images(Path(folder), data, np.flatnonzero(wanted), asked[:, wanted], class_names)
+    differ = len({model.facts["split_hash"] for model in models}) > 1
+    left_out = _left_out(parts[~wanted], split) if data_dir is not None or differ else ""
+    rows = np.flatnonzero(wanted)
+    return Images(Path(folder), data, rows, asked[:, rows], class_names, left_out)
+
+
+def _left_out(parts: np.ndarray, split: str) -> str:
+    counts = {name: int((parts == name).sum()) for name in (*SPLITS, UNUSED) if name != split}
+    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    if not told:
+        return ""
+    text = "images of the folder are left out, since the models have seen them, or their lesions"
+    return f"{sum(counts.values())} {text} ({told})"
 
 
 def reopen(images: Images, models: Sequence[TrainedModel]) -> Images:

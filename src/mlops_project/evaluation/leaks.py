@@ -78,6 +78,7 @@ def audit(
         status: "overlap"; else "unknown", where not all of the training images could be compared;
             else "clean".
         n_training_images: of all checkpoints together.
+        n_asked_of_some: evaluated images that not all models are asked about.
         n_shared_with_validation: evaluated images that do not leak, but by which a model that is
             asked was chosen, or that show such a lesion.
         shared_images: evaluated image ids that were trained on; shared_lesions: lesion ids.
@@ -116,6 +117,7 @@ def audit(
         "status": "overlap" if leaks.any() else "unknown" if missing else "clean",
         "n_training_images": len(trained_ids),
         "n_shared_with_validation": int((chosen_by & ~leaks).sum()),
+        "n_asked_of_some": int((~asked.all(axis=0)).sum()),
         "shared_images": image[same_image].tolist(),
         "shared_lesions": sorted(set(lesion[same_lesion])),
         "near_duplicates": near.to_dict("records"),
@@ -150,6 +152,9 @@ def _sentence(facts: dict[str, Any], images: int, ways: str, missing: int) -> st
     elif missing:
         text = f"Unknown: the {images:,} evaluated and {trained:,} training images have no image "
         text += "and no lesion in common by their ids."
+    elif facts["n_asked_of_some"]:
+        text = f"Clean: none of the {images:,} evaluated images shows what a model that is asked "
+        text += "about it was trained on, by image, lesion or near-duplicate."
     else:
         text = f"Clean: the {images:,} evaluated and {trained:,} training images have no image, no "
         text += "lesion and no near-duplicate in common."

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+# Resampling makes these larger: it takes noise in the bins for miscalibration once more.
+BIASED = ("ece", "class_wise_ece")
 BINS = 15  # of confidence: Guo et al., On Calibration of Modern Neural Networks, ICML 2017
 
 
@@ -95,6 +97,11 @@ def binary(weights: np.ndarray, truth: np.ndarray, positive: np.ndarray) -> dict
         "npv": _ratio(correct_rejections, correct_rejections + misses),
         "f1_score": _ratio(2 * hits, 2 * hits + false_alarms + misses),
     }
+
+
+def seen_by(truth: np.ndarray, positive: np.ndarray) -> dict[str, np.ndarray]:
+    """Of which images the shares of `binary` are, bool [N] each; arguments as there."""
+    return {"sensitivity": truth, "specificity": ~truth, "ppv": positive, "npv": ~positive}
 
 
 def ranking(

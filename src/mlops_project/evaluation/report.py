@@ -79,7 +79,12 @@ def evaluate(
     images = open_images(models, data_dir, split)
     audit, images = _audited(models, images, exclude_leaked)
     folder = output or default_output(models)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise InputError(f"{folder}: cannot be made ({why})\nChoose another --output.") from error
+    log.info("predicting %d images", len(images.rows))
     facts = _facts(models, images, split, tta) | {"leaks": audit}
     predictions = predict(models, images, tta=tta)
     validation, gap = _validation(models, images, split, tta)
@@ -100,8 +105,9 @@ def evaluate(
     if not labelled.empty:
         facts["abstention"] = _abstention(images.class_names, predictions.labelled())
     written = _write(folder, facts, table)  # whatever may fail below
-    unlike = _out_of_distribution(models, images, predictions, validation)
-    _add(facts, "out_of_distribution", unlike)
+    if validation is not None:
+        unlike = _out_of_distribution(models, images, predictions, validation)
+        _add(facts, "out_of_distribution", unlike)
     if other is not None:
         _compare(facts, other, images, predictions)
     _explain(facts, models, images, labelled, folder)
@@ -194,25 +200,22 @@ def _out_of_distribution(
     models: Sequence[TrainedModel],
     images: Images,
     predictions: Predictions,
-    validation: Predictions | None,
+    validation: Predictions,
 ) -> dict[str, Any]:
-    if predictions.features is None or (validation is not None and validation.features is None):
-        return {"gap": "no out-of-distribution scores: not all models are asked about all images"}
-    known = None
-    if validation is not None and validation.features is not None:
-        known = (validation.table, validation.features)
+    """The entry of metrics.json, or a gap; adds each image's distance to the table."""
+    features, known = predictions.features, validation.features
+    if features is None or known is None:
+        return {"gap": "no out-of-distribution scores: images were shown to different models"}
     found = out_of_distribution.judge(
-        known,
-        (predictions.table, predictions.features),
+        (validation.table, known),
+        (predictions.table, features),
         images.pixels,
         lambda made: embed(models, made),
     )
-    if known is not None and "threshold" in found:
+    if "threshold" in found:
         table = predictions.table
-        lesions = [part["lesion_id"].to_numpy(dtype=str) for part in (table, known[0])]
-        table["distance"] = out_of_distribution.distances(
-            predictions.features, lesions[0], known[1], lesions[1]
-        )
+        lesions = [part["lesion_id"].to_numpy(dtype=str) for part in (table, validation.table)]
+        table["distance"] = out_of_distribution.distances(features, lesions[0], known, lesions[1])
         table["flagged"] = table["distance"] > found["threshold"]
     return found
 
@@ -230,8 +233,10 @@ def _explain(
         explanations.remove_others(folder / explanations.FOLDER)
         return
     if images.class_names != names or not images.asked[0].all():
-        gap = "no pictures of what the network looks at: "
-        facts["gaps"].append(gap + "the classes, or the images, are not all of the first model")
+        why = "the first model has finer classes than the labels"
+        if images.class_names == names:
+            why = "the first model is not asked about all images"
+        facts["gaps"].append(f"no pictures of what the network looks at: {why}")
         explanations.remove_others(folder / explanations.FOLDER)
         return
     chosen = explanations.choose(labelled, names)
@@ -278,7 +283,7 @@ def _facts(models: Sequence[TrainedModel], images: Images, split: str, tta: bool
         "settings": first.facts["config"],
         "n_images": len(images.rows),
         "n_lesions": int(images.table["lesion_id"].nunique()),
-        "gaps": [],
+        "gaps": [images.left_out] if images.left_out else [],
     }
 
 
@@ -293,7 +298,7 @@ def _validation(
     models: Sequence[TrainedModel], images: Images, split: str, tta: bool
 ) -> tuple[Predictions | None, str]:
     """Predictions of the runs' own validation split, or why there are none."""
-    missing = "no calibration, thresholds and prediction sets: "
+    missing = "no calibration, thresholds, prediction sets and out-of-distribution scores: "
     if split != "test":
         return None, f"{missing}they are fitted on images that are evaluated here"
     if len({model.facts["split_hash"] for model in models}) > 1:

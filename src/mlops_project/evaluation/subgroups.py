@@ -81,7 +81,7 @@ def _measured(
         auroc, _ = measures.ranking(weights, truth, scores)
         return {"auroc": auroc} | {n: decided[n] for n in ("sensitivity", "specificity")}
 
-    return bootstrap.with_intervals(lesions, measure)
+    return bootstrap.with_intervals(lesions, measure, measures.seen_by(truth, positive))
 
 
 def _largest_gap(groups: dict[str, dict[str, Any]]) -> dict[str, Any] | None:

@@ -147,8 +147,8 @@ def test_the_summary_says_what_the_numbers_say(example: Example, tmp_path: Path)
     text = text.replace("\N{NO-BREAK SPACE}", " ")
     assert (
         "Of 100 images of malignant lesions it finds about 88 (95 % interval 83 to 92) at the "
-        "threshold chosen on the validation images (a probability of 12 %); of 100 of benign ones "
-        "it raises a false alarm for about 21 (95 % interval 18 to 24). Of 100 alarms fewer than 1 "
+        "threshold chosen on the validation images (a calibrated probability of 12 %); of 100 of "
+        "benign ones it raises a false alarm for about 21 (95 % interval 18 to 24). Of 100 alarms fewer than 1 "
         "(95 % interval 0 to 1) are right here"
     ) in text
     found = facts["per_class"]["mel"]["sensitivity"]
@@ -191,7 +191,7 @@ def test_what_makes_the_numbers_mean_less_stands_at_the_top(
     top = text[: text.index("In plain words")]
     assert "SYNTHETIC DATA" in top
     assert facts["leaks"]["sentence"] in top
-    assert "validation images, which chose the best epoch" in top
+    assert "validation images among these" in top
     assert facts["out_of_distribution"]["caution"].capitalize() in top
     assert facts["gaps"][0].capitalize() in top
     facts |= {"synthetic": False, "split": "test", "gaps": [], "leaks": {"status": "clean"}}

@@ -92,7 +92,7 @@ def _findings(facts: dict[str, Any], images: Labelled | None, question: str) -> 
     how = "at the threshold chosen on the validation images"
     threshold = number(get(point, "threshold"))
     if not math.isnan(threshold):
-        how += f" (a probability of {100 * threshold:.0f} %)"
+        how += f" (a calibrated probability of {100 * threshold:.0f} %)"
     if math.isnan(found["sensitivity"][0]):
         own, ci95 = (get(facts, key, name) for key in ("per_class", "per_class_ci95"))
         found = {n: metric({"value": get(own, n), "ci95": get(ci95, n)}) for n in found}

@@ -89,7 +89,7 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
 
     if "calibration" not in facts:
         return
-    table = Table(title="thresholds chosen on the validation split", box=SIMPLE)
+    table = Table(title="thresholds of calibrated probabilities, chosen on validation", box=SIMPLE)
     for column in ("question", "threshold", "sensitivity", "specificity", "PPV", "NPV"):
         table.add_column(column, justify="left" if column == "question" else "right")
     for question, point in facts["operating_points"].items():
