@@ -52,7 +52,7 @@ def main() -> None:
     Path("sweep.yaml").write_text(yaml.safe_dump(sweep))
     by_hand(), search(Path("sweep.yaml"), SETTINGS, trials=1)  # decodes the images, reads modules
 
-    hand, trials, cpu = [], [], []
+    hand, trials, between, cpu = [], [], [], []
     for number in range(rounds):
         hand.append(by_hand())
         done, began = 1 + 2 * number, time.process_time()
@@ -61,13 +61,13 @@ def main() -> None:
         began = time.process_time()
         search(Path("sweep.yaml"), SETTINGS, trials=done + 2)  # nothing to do but the pictures
         cpu.append((worked - (time.process_time() - began)) / 2)
-        study = optuna.load_study(
-            storage="sqlite:///reports/search/sweep/study.db", study_name="sweep"
-        )
+        study = optuna.load_study(storage=STUDY, study_name="sweep")
         first, second = study.trials[done : done + 2]
         assert first.datetime_start is not None
+        assert first.datetime_complete is not None
         assert second.datetime_start is not None
         trials.append((second.datetime_start - first.datetime_start).total_seconds())
+        between.append((second.datetime_start - first.datetime_complete).total_seconds())
     added = [t - h for t, h in zip(trials, hand, strict=True)]
     table = [
         {"case": case, "median_s": round(statistics.median(values), 2)}
@@ -76,15 +76,11 @@ def main() -> None:
             ("a run by hand", hand),
             ("a trial", trials),
             ("added, of each pair", added),
+            ("from a trial's end to the next one's begin", between),
             ("processor time of the search itself, a trial", cpu),
         )
     ]
-    report(
-        "search_overhead",
-        table,
-        "uv run python benchmarks/search_overhead.py",
-        load=os.getloadavg()[0],
-    )
+    report("search_overhead", table, COMMAND, load_average=round(os.getloadavg()[0], 1))
 
 
 def by_hand() -> float:
