@@ -21,9 +21,8 @@ import numpy as np
 import pandas as pd
 import timm.data
 import torch
-from measure import interleave, report, rows
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from measure import Files, interleave, report, rows
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from mlops_project.data.augmentation import BatchAugmentation
@@ -36,20 +35,6 @@ SIZE, SIDE, BATCH = 224, 256, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PEER = "PIL + torchvision, augmented"
 PEER_DECODE = "PIL + torchvision, decoded and resized"
-
-
-class Files(Dataset):
-    """Images as most scripts read them: `transform(Image.open(path))`."""
-
-    def __init__(self, paths: list[Path], transform: Any) -> None:
-        self.paths, self.transform = paths, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = Image.open(self.paths[index]).convert("RGB")
-        return self.transform(image) if self.transform else image, 0
 
 
 def main() -> None:
@@ -77,10 +62,10 @@ def main() -> None:
             *to_tensor,
         ]
     )
-    peers = Files(paths, augmented)
-    decoded = Files(paths, transforms.Compose([*resize, transforms.PILToTensor()]))
+    peers = Files(table, transform=augmented)
+    decoded = Files(table, transform=transforms.Compose([*resize, transforms.PILToTensor()]))
     timms = timm.data.create_loader(
-        Files(paths, None),
+        Files(table),
         input_size=(3, SIZE, SIZE),
         batch_size=BATCH,
         is_training=True,
@@ -135,9 +120,8 @@ def main() -> None:
 
     # All cores: the first epoch of the peers against building the cache, in images a second.
     cores = os.cpu_count() or 1
-    many = paths * 16
     large = pd.concat([table] * 16, ignore_index=True)
-    loader = DataLoader(Files(many, augmented), batch_size=BATCH, num_workers=cores)
+    loader = DataLoader(Files(large, transform=augmented), batch_size=BATCH, num_workers=cores)
     numbers = iter(range(10**6))
 
     def build() -> int:

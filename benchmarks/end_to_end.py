@@ -9,7 +9,6 @@ same images of DATA_DIR (or of synthetic data), SHARE of them; the cache is buil
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
@@ -24,34 +23,18 @@ import numpy as np
 import pandas as pd
 import torch
 import torchmetrics
-from measure import report, rows
-from PIL import Image
+from measure import Files, report, rows
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from mlops_project import settings
-from mlops_project.data.archives import read_bytes
 from mlops_project.data.demo import generate
 from mlops_project.models.build import IMAGENET_MEAN, IMAGENET_STD, build_model
 from mlops_project.training.run import open_data, train
 
 EPOCHS = 3  # of each run; the first one is not counted
 ROUNDS = 2
-
-
-class Files(Dataset):
-    def __init__(self, table: pd.DataFrame, labels: np.ndarray, transform: Any) -> None:
-        self.paths, self.members = table["path"].tolist(), table["member"].tolist()
-        self.labels, self.transform = labels, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        data = read_bytes(self.paths[index], self.members[index])
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-        return self.transform(image), int(self.labels[index])
 
 
 class Plain(pl.LightningModule):

@@ -10,7 +10,6 @@ channels last, autocast, a compiled network, AdamW. Without DATA_DIR, synthetic 
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import subprocess
@@ -25,34 +24,16 @@ import pandas as pd
 import timm
 import timm.data
 import torch
-from measure import report, rows
-from PIL import Image
+from measure import Files, report, rows
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from mlops_project import settings
-from mlops_project.data.archives import read_bytes
 from mlops_project.data.demo import generate
 from mlops_project.training.run import open_data
 
 BATCH, EPOCHS, ROUNDS = 256, 4, 2
 TRAIN = str(Path(__file__).parents[1] / "src/mlops_project/train.py")
 OURS, TIMM = "ours", "timm's loader and loop"
-
-
-class Files(Dataset):
-    transform: Any = None
-
-    def __init__(self, table: pd.DataFrame, labels: np.ndarray) -> None:
-        self.paths, self.members = table["path"].tolist(), table["member"].tolist()
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        data = read_bytes(self.paths[index], self.members[index])
-        return self.transform(Image.open(io.BytesIO(data)).convert("RGB")), int(self.labels[index])
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""What the benchmarks share: cases timed in turn, their table, and a file with the machine."""
+"""What the benchmarks share: peers' images, cases in turn, their table, a file with the machine."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -12,8 +13,40 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from PIL import Image
+from torch.utils.data import Dataset
+
+from mlops_project.data.archives import read_bytes
+
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = ("torch", "torchvision", "timm", "lightning", "pillow", "numpy")
+
+
+class Files(Dataset):
+    """Images as most scripts read them: `transform(Image.open(path))`.
+
+    Args:
+        table: of a source, with `path` and, of a file in a zip, `member`.
+        labels: int [N]; None: all are 0.
+        transform: of the PIL image; timm's loader puts its own there.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, labels: np.ndarray | None = None, transform: Any = None
+    ) -> None:
+        self.paths, self.members = table["path"].tolist(), table["member"].tolist()
+        self.labels = np.zeros(len(table), dtype=int) if labels is None else labels
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        data = read_bytes(self.paths[index], self.members[index])
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return self.transform(image) if self.transform else image, int(self.labels[index])
 
 
 def interleave(

@@ -101,7 +101,7 @@ def test_images_in_the_devices_memory_give_the_same_batches(
         )
         trainer.fit(collector, datamodule=module)
         seen.append([part for batch in collector.seen for part in batch])
-        assert (module._on_device is not None) == wanted
+        assert (module._delivery.images is not None) == wanted
     assert len(seen[0]) > 10
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 

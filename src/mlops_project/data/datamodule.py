@@ -17,14 +17,15 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from mlops_project.config import DataConfig
 from mlops_project.data import diagnoses
 from mlops_project.data.cache import ImageCache, open_cache
-from mlops_project.data.device import DeviceImages, Transfer, has_room
+from mlops_project.data.device import Delivery
 from mlops_project.data.loading import (
-    TRIAL_BATCHES,
     Batch,
     DecodedImages,
     Loader,
     Undecoded,
     choose_workers,
+    trial_batches,
+    usable_cores,
 )
 from mlops_project.data.sampling import EvaluationBatches, TrainingBatches
 from mlops_project.data.sources import Source, read_source
@@ -87,8 +88,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         self.source: Source | None = None
         self._images: ImageCache | Undecoded | None = None
         self._decoded: set[int] = set()
-        self._on_device: DeviceImages | None = None
-        self._transfer: Transfer | None = None
+        self._delivery = Delivery(self.settings.device_cache, self.image_size)
         self._workers: int | None = None
         self._training_batches: TrainingBatches | None = None
         self._start = (0, 0)  # epoch, and batches of it that are done already
@@ -178,7 +178,7 @@ class HAM10000DataModule(pl.LightningDataModule):
             self._images = Undecoded(self.table, side)
         else:
             self._images = open_cache(self.table, rows, side, folder)
-        self._decoded, self._on_device = wanted, None
+        self._decoded, self._delivery.images = wanted, None
         bad = self._images.unreadable
         if bad:
             named = [f"{self.table['image_id'].iloc[row]} ({why})" for row, why in bad.items()]
@@ -197,12 +197,8 @@ class HAM10000DataModule(pl.LightningDataModule):
     def dataset(self, *, augment: bool, places_only: bool = False) -> DecodedImages:
         """The images behind the batches; with `augment`, randomly cropped and flipped."""
         assert self._images is not None, "call setup() first"
-        settings = self.settings
-        random = {
-            "seed": self.seed,
-            "horizontal_flip": settings.horizontal_flip,
-            "vertical_flip": settings.vertical_flip,
-        }
+        across, down = self.settings.horizontal_flip, self.settings.vertical_flip
+        random = {"seed": self.seed, "horizontal_flip": across, "vertical_flip": down}
         return DecodedImages(
             self._images,
             self.labels,
@@ -268,18 +264,8 @@ class HAM10000DataModule(pl.LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        """Brings a batch to the device, or cuts it out of the images that are there.
-
-        The rows stay on the CPU, where they are read.
-        """
-        if self._transfer is None or self._transfer.device != device:
-            self._transfer = Transfer(device)
-        images, labels, rows = batch
-        images, labels = self._transfer(images, labels)
-        if images.ndim == 2:  # places
-            assert self._on_device is not None
-            images = self._on_device.cut(images, self.image_size)
-        return images, labels, rows
+        """Brings a batch to the device; the rows stay on the CPU, where they are read."""
+        return self._delivery(batch, device)
 
     def _loader(self, batches: Any, *, augment: bool) -> Loader:
         settings = self.settings
@@ -301,34 +287,22 @@ class HAM10000DataModule(pl.LightningDataModule):
         if on_device:
             return make(0)
         if self._workers is None:
-            size, cores = int(settings.batch_size), os.cpu_count() or 1
-            if hasattr(os, "sched_getaffinity"):
-                cores = len(os.sched_getaffinity(0))
-            most = cores // (self.trainer.num_devices if self.trainer else 1)
-            # The images that there are, again and again where they are few.
+            most = usable_cores() // (self.trainer.num_devices if self.trainer else 1)
             rows = np.array(sorted(self._decoded))
-            rows = np.resize(rows, size * (TRIAL_BATCHES + 2 * most + 1))
-            trial = EvaluationBatches(rows, batch_size=size)
+            trial = trial_batches(rows, int(settings.batch_size), most)
             self._workers = choose_workers(lambda n: make(n, trial), most)
         return make(self._workers)
 
-    def _is_training(self) -> bool:
-        """Whether a trainer asks, whose device the batches go to, and not the user."""
-        return self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
-
     def _device_has_images(self) -> bool:
         """Whether the decoded images are in the device's memory; brings them there if they fit."""
-        wanted, images = self.settings.device_cache, self._images
-        if wanted is False or not isinstance(images, ImageCache) or not self._is_training():
+        # Not where the user asks for batches, and no trainer whose device they go to.
+        if self.trainer is None or self.trainer.state.status != TrainerStatus.RUNNING:
             return False
-        assert self.trainer is not None
-        device, rows = self.trainer.strategy.root_device, np.array(sorted(self._decoded))
-        if self._on_device is not None and self._on_device.device == device:
-            return True
-        if wanted == "auto" and not has_room(images.images, rows, device):
+        if not isinstance(self._images, ImageCache):
             return False
-        self._on_device = DeviceImages(images.images, rows, device)
-        return True
+        rows = np.array(sorted(self._decoded))
+        device = self.trainer.strategy.root_device
+        return self._delivery.prepare(self._images.images, rows, device)
 
     def _processes(self) -> tuple[int, int]:
         """(rank, number of processes) of the training this belongs to."""

@@ -69,6 +69,45 @@ class Transfer:
         return copies
 
 
+class Delivery:
+    """Brings batches to a device, out of images that are there where they fit.
+
+    Args:
+        wanted: `data.device_cache`: True, False or "auto".
+        size: side of the crops, pixels.
+
+    Attributes:
+        images: those in the device's memory; None where batches travel.
+    """
+
+    def __init__(self, wanted: bool | str, size: int) -> None:
+        self.wanted, self.size = wanted, size
+        self.images: DeviceImages | None = None
+        self._transfer: Transfer | None = None
+
+    def prepare(self, images: np.ndarray, rows: np.ndarray, device: torch.device) -> bool:
+        """Whether rows, int64 [M], of images uint8 [N, 3, C, C] are there; brings them if so."""
+        if self.images is not None and self.images.device == device:
+            return True
+        if self.wanted is False or (self.wanted == "auto" and not has_room(images, rows, device)):
+            return False
+        self.images = DeviceImages(images, rows, device)
+        return True
+
+    def __call__(
+        self, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor], device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A batch on the device, but for its rows, which are read on the CPU."""
+        if self._transfer is None or self._transfer.device != device:
+            self._transfer = Transfer(device)
+        images, labels, rows = batch
+        images, labels = self._transfer(images, labels)
+        if images.ndim == 2:  # places
+            assert self.images is not None
+            images = self.images.cut(images, self.size)
+        return images, labels, rows
+
+
 def to_device(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
     """A small table on the device, without waiting for it; float64 becomes float32."""
     table = torch.from_numpy(numbers.astype(np.float32) if numbers.dtype == np.float64 else numbers)

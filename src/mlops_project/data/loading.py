@@ -21,7 +21,7 @@ from mlops_project.data.archives import read_bytes
 from mlops_project.data.cache import ImageCache
 from mlops_project.data.crops import cut, places
 from mlops_project.data.decode import decode
-from mlops_project.data.sampling import Request
+from mlops_project.data.sampling import EvaluationBatches, Request
 from mlops_project.errors import ENDING_SIGNALS, ProjectError
 
 log = logging.getLogger("mlops_project")
@@ -156,6 +156,19 @@ class Loader(DataLoader):
                 raise batch
             yield batch
             began = time.perf_counter()
+
+
+def usable_cores() -> int:
+    """Of the machine, those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def trial_batches(rows: np.ndarray, batch_size: int, most: int) -> EvaluationBatches:
+    """For trying out up to `most` workers: of the rows, again and again where they are few."""
+    rows = np.resize(rows, batch_size * (TRIAL_BATCHES + 2 * most + 1))
+    return EvaluationBatches(rows, batch_size=batch_size)
 
 
 def choose_workers(make: Callable[[int], Loader], most: int) -> int:

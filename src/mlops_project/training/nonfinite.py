@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class NonFinite(Callback):
     ) -> None:
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         step = _Step(trainer.global_step, rate, self._rows)
-        self._losses.put(step, loss.detach().isfinite())
+        self._losses.put(step, loss)
         self.check(wait=self.skips)
 
     def check(self, *, wait: bool = False) -> None:
@@ -85,8 +86,8 @@ class NonFinite(Callback):
         Raises:
             ProjectError: one of them is not finite, and the run is to stop then.
         """
-        for step, finite in self._losses.take(wait=wait):
-            if finite:
+        for step, loss in self._losses.take(wait=wait):
+            if math.isfinite(loss):
                 continue
             self._bad_loss = True
             if not self.skips:
