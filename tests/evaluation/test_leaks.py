@@ -132,6 +132,7 @@ def make(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "preprocessing": {"image_size": data.image_size},
             "split": split,
             "class_names": list(data.class_names),
+            "split_hash": data.split_hash(),
         }
         return TrainedModel(tmp_path / "last.ckpt", nn.Identity(), config, facts, 1)
 
