@@ -30,7 +30,7 @@ def test_the_metrics_are_those_of_the_predictions(trained: Result, checkpoint: P
     assert list(table.columns) == [
         *("image_id", "lesion_id", "y_true", "y_pred"),
         *("probability_benign", "probability_malignant"),
-        *("calibrated_benign", "calibrated_malignant"),
+        *("calibrated_benign", "calibrated_malignant", "distance", "flagged"),
     ]
     assert len(table) == facts["n_images"]
     assert table["lesion_id"].nunique() == facts["n_lesions"]
