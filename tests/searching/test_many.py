@@ -28,11 +28,11 @@ def finished(folder: Path) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize(("total", "kills", "server"), [(30, 10, False), (6, 2, True)])
+@pytest.mark.parametrize(("total", "kills", "shared"), [(30, 10, False), (6, 2, True)])
 def test_two_workers_killed_at_random_train_each_trial_once(
     total: int,
     kills: int,
-    server: bool,
+    shared: bool,
     request: pytest.FixtureRequest,
     command: Callable[..., list[str]],
     demo_folder: Path,
@@ -43,7 +43,7 @@ def test_two_workers_killed_at_random_train_each_trial_once(
     words = command("search.py", str(write_sweep(f"{name}.yaml")), *TINY, "--grace", "15")
     words += [f"data.data_dir={demo_folder}", f"data.cache={demo_folder.parent / 'cache'}"]
     words += ["training.max_epochs=2", "--trials", str(total)]
-    if server:
+    if shared:
         words += ["--storage", request.getfixturevalue("postgres")]
     said = (tmp_path / "said").open("w")
 
