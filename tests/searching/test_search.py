@@ -150,6 +150,7 @@ def test_what_a_search_leaves(
     assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow  # it races a training
 def test_a_hopeless_trial_ends_early(
     tiny: tuple[str, ...], run: Run, write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
