@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -180,6 +181,8 @@ def test_auto_goes_on_with_the_newest_unfinished_run_that_has_these_settings(
     assert result.folder == RUN
     assert epochs_of() == [0, 1]
     assert f"going on from {LAST}" in capfd.readouterr().out
+    left = [name for name in os.environ if name.startswith("MLOPS_PROJECT_")]
+    assert not left, "the next training of this program would take them for its own"
 
 
 def test_auto_leaves_a_run_alone_that_another_process_is_training(train_here: Train) -> None:

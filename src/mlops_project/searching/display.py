@@ -110,7 +110,7 @@ class Display:
 
     def _show(self, trials: Sequence[FrozenTrial]) -> None:
         if self._live is not None:
-            self._live.update(self._table(trials))
+            self._live.update(self._table(trials), refresh=True)
 
     def _table(self, trials: Sequence[FrozenTrial]) -> Table:
         counts = count(trials)

@@ -101,7 +101,7 @@ class _Launcher(_SubprocessScriptLauncher):
         self, function: Callable, *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any
     ) -> Any:
         if not self.cluster_environment.creates_processes_externally and not self.procs:
-            os.environ[REPORTS] = tempfile.mkdtemp(prefix="mlops_project_")
+            tell(REPORTS, tempfile.mkdtemp(prefix="mlops_project_"))
             self.cluster_environment.validate_settings(
                 num_devices=self.num_processes, num_nodes=self.num_nodes
             )
@@ -138,7 +138,14 @@ class WatchedFSDP(FSDPStrategy):
 
 
 _started: list[subprocess.Popen] = []  # by this process, which is the first one
+_told: set[str] = set()  # variables of the environment that are for them
 _ending = threading.Event()  # the first process is on its way out, and needs no watch
+
+
+def tell(name: str, value: str) -> None:
+    """Tells the processes that this one will start, by a variable of their environment."""
+    os.environ[name] = value
+    _told.add(name)
 
 
 def is_started_by_another() -> bool:
@@ -214,8 +221,10 @@ def end_others() -> None:
             process.kill()
             process.wait()
     if _started:
-        shutil.rmtree(os.environ.pop(REPORTS), ignore_errors=True)
+        shutil.rmtree(_folder(), ignore_errors=True)
     _started.clear()
+    while _told:
+        os.environ.pop(_told.pop(), None)
 
 
 def _is_timeout(text: str) -> bool:

@@ -18,6 +18,7 @@ from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import link_or_copy, remove_unfinished
 from mlops_project.training import folders, logs
 from mlops_project.training.checkpoints import ENTRY, LAST, good_checkpoints, load_checkpoint
+from mlops_project.training.processes import tell
 
 log = logging.getLogger("mlops_project")
 
@@ -126,7 +127,7 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
     wanted = config.training.resume_from_checkpoint
     if wanted == "auto":
         wanted, given = _automatic(config), None
-        os.environ[CHOSEN] = wanted or ""  # for the processes that this one starts
+        tell(CHOSEN, wanted or "")
     if not wanted:
         return config, None
     resume = open_resume(wanted)

@@ -23,6 +23,7 @@ from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel
 from mlops_project.training.module import build_module, recompute_activations
 from mlops_project.training.presets import device_type
+from mlops_project.training.processes import tell
 from mlops_project.training.trainer import lightning_precision
 
 log = logging.getLogger("mlops_project")
@@ -152,7 +153,7 @@ def find_batch_size(config: Config, network: nn.Module, size: int, images: int) 
     chosen = min(b for b, rate in rates.items() if rate >= best / (1 + GAIN))
     told = ", ".join(f"{b}: {rate:.0f} images/s" for b, rate in rates.items())
     log.info("data.batch_size=auto: %d (%s)", chosen, told)
-    os.environ[FOUND] = str(chosen)  # for the processes that this one starts
+    tell(FOUND, str(chosen))
     return chosen
 
 
