@@ -175,6 +175,9 @@ class DataConfig:
     rotation_degrees: float = key(
         15.0, "rotation by an angle from minus to plus this", unit="degrees", minimum=0, maximum=180
     )
+    zoom: float = key(
+        0.0, "scale by a factor from 1 / (1 + this) to 1 + this", minimum=0, maximum=1
+    )
     color_jitter: float = key(
         0.1,
         "brightness, contrast and saturation times a factor from 1 minus to 1 plus this",
@@ -268,6 +271,13 @@ class TrainingConfig:
         "none",
         "balanced: weight the classes by the inverse of their frequency",
         choices=("none", "balanced"),
+    )
+    logit_adjustment: float = key(
+        0.0,
+        "tau: in training, tau log(frequency) of each class is added to its logit, so that the "
+        "network itself takes all classes for equally frequent (0: off; 1: wholly)",
+        minimum=0,
+        source="Menon et al., Long-tail learning via logit adjustment, ICLR 2021",
     )
     label_smoothing: float = key(0.0, "share of the target spread evenly", minimum=0, below=1)
 

@@ -87,10 +87,22 @@ def test_the_angle_is_uniform_in_the_range_and_turns_the_image() -> None:
     assert np.std(angles) == pytest.approx(30 / 3**0.5, rel=0.1)
 
 
+def test_the_zoom_is_as_likely_in_as_out_and_scales_the_image() -> None:
+    """Read from the side of a bright square in the centre."""
+    images = torch.zeros(600, 3, 64, 64, dtype=torch.uint8)
+    images[:, :, 22:42, 22:42] = 255
+    zoomed = augmentation(zoom=0.5)(images, torch.arange(600), 0, training=True)
+    area = (zoomed[:, 0] - zoomed.min()).sum(dim=(1, 2)) / (zoomed.max() - zoomed.min())
+    scales = area.sqrt().numpy() / 20
+    assert scales.min() == pytest.approx(1 / 1.5, abs=0.03)
+    assert scales.max() == pytest.approx(1.5, abs=0.03)
+    assert abs(np.log(scales).mean()) < 4 * np.log(1.5) / 3**0.5 / 600**0.5
+
+
 def test_a_turned_image_is_the_one_of_torchvision() -> None:
     torch.manual_seed(0)
     image = torch.rand(1, 3, 31, 31)
-    turn = _matrices(np.radians([20.0]), np.zeros((1, 2)), np.zeros((1, 2)))
+    turn = _matrices(np.radians([20.0]), np.ones(1), np.zeros((1, 2)), np.zeros((1, 2)))
     ours = warp(image, torch.tensor(turn, dtype=torch.float32).view(1, 2, 3))
     theirs = F.rotate(image, 20.0, interpolation=F.InterpolationMode.BILINEAR)
     inside = slice(8, 23)  # beyond the edge, ours mirrors and theirs is black
@@ -182,8 +194,9 @@ def test_on_photographs_the_result_is_torchvisions(demo_folder: Path) -> None:
     paths = sorted(demo_folder.rglob("*.jpg"))[:12]
     images = torch.from_numpy(np.stack([decode(path.read_bytes(), 128) for path in paths])).float()
     angles = np.linspace(-15, 15, len(paths))
-    nothing = np.zeros((len(paths), 2))
-    turns = torch.from_numpy(_matrices(np.radians(angles), nothing, nothing)).float().view(-1, 2, 3)
+    one, nothing = np.ones(len(paths)), np.zeros((len(paths), 2))
+    turns = torch.from_numpy(_matrices(np.radians(angles), one, nothing, nothing))
+    turns = turns.float().view(-1, 2, 3)
     factors = torch.rand(len(paths), 3, generator=torch.Generator().manual_seed(1)) * 0.2 + 0.9
     turned, coloured = warp(images, turns), recolour(images.clone(), factors)
     inside = slice(24, 104)  # beyond the edge, ours mirrors and torchvision's is black
@@ -205,7 +218,7 @@ def test_a_cpu_gives_what_other_devices_give(channels_last: bool, demo_folder: P
     paths = sorted(demo_folder.rglob("*.jpg"))[:6]
     images = torch.from_numpy(np.stack([decode(path.read_bytes(), 160) for path in paths]))
     draws = torch.arange(len(paths))
-    options = {"rotation_degrees": 180, "color_jitter": 0.5, "randaugment": 30}
+    options = {"rotation_degrees": 180, "zoom": 0.3, "color_jitter": 0.5, "randaugment": 30}
     ours = augmentation(**options, channels_last=channels_last)
     theirs = augmentation(**options, channels_last=channels_last)
     theirs._on_cpu = theirs._on_device  # type: ignore[method-assign]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlops_project.config import Config
+from mlops_project.data.diagnoses import BINARY, DIAGNOSES, malignant_classes
 from mlops_project.evaluation import calibration, measures, operating_points
+from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.training.checkpoints import AtomicCheckpointIO
 
 
@@ -53,6 +59,51 @@ def test_a_temperature_never_changes_the_order_of_the_classes(
     assert (np.diff(np.take_along_axis(scaled, order, axis=1), axis=1) >= 0).all()
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    counts=st.lists(st.integers(1, 5000), min_size=7, max_size=7),
+    how=st.sampled_from([{"logit_adjustment": 1.0}, {"class_weights": "balanced"}, "sampler"]),
+    seed=st.integers(0, 99),
+)
+def test_a_model_of_equally_frequent_classes_is_brought_back_to_their_frequencies(
+    counts: list[int], how: Any, seed: int
+) -> None:
+    """By Bayes' rule: how likely an image is under each class, times the class's frequency."""
+    config = Config()
+    config.model.num_classes = 7
+    if how == "sampler":
+        config.data.sampler = "balanced"
+    else:
+        config.training = replace(config.training, **how)
+    names = list(DIAGNOSES)
+    facts = {"class_names": names, "training_images": dict(zip(names, counts, strict=True))}
+    model = TrainedModel(Path("a.ckpt"), torch.nn.Identity(), config, facts, epoch=1)
+    likelihood = np.random.default_rng(seed).random((5, 7)) + 0.01
+    equal = likelihood / likelihood.sum(axis=1, keepdims=True)
+    true = likelihood * counts / (likelihood * counts).sum(axis=1, keepdims=True)
+    back = calibration.with_temperature(equal, 1.0, model.log_prior(names))
+    assert np.allclose(back, true)
+    # Summed, only where the likelihoods within a group do not differ is it exact.
+    malignant = malignant_classes(names)
+    likelihood[:, malignant] = likelihood[:, malignant[:1]]
+    benign = [k for k in range(7) if k not in malignant]
+    likelihood[:, benign] = likelihood[:, benign[:1]]
+    equal = likelihood / likelihood.sum(axis=1, keepdims=True)
+    true = likelihood * counts / (likelihood * counts).sum(axis=1, keepdims=True)
+    two, expected = (
+        np.stack([part[:, group].sum(axis=1) for group in (benign, malignant)], axis=1)
+        for part in (equal, true)
+    )
+    assert np.allclose(calibration.with_temperature(two, 1.0, model.log_prior(BINARY)), expected)
+
+
+def test_a_model_of_the_training_images_frequencies_is_left_alone() -> None:
+    names = list(DIAGNOSES)
+    facts = {"class_names": names, "training_images": dict.fromkeys(names, 5)}
+    model = TrainedModel(Path("a.ckpt"), torch.nn.Identity(), Config(), facts, epoch=1)
+    assert not model.log_prior(names).any()
+
+
 def test_one_image_fits_no_temperature_and_a_certain_one_breaks_nothing() -> None:
     assert calibration.fit_temperature(np.array([1]), np.array([[0.5, 0.5]])) == 1
     certain = np.array([[1.0, 0.0], [0.0, 1.0]])
@@ -61,10 +112,15 @@ def test_one_image_fits_no_temperature_and_a_certain_one_breaks_nothing() -> Non
 
 def test_the_temperature_is_stored_beside_the_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "epoch=001-val_loss=0.5.ckpt"
-    calibration.store_temperature(checkpoint, 1.5, epoch=2, images=200)
+    calibration.store_temperature(checkpoint, 1.5, {"nv": 0.5}, epoch=2, images=200)
     path = tmp_path / "epoch=001-val_loss=0.5.calibration.json"
     known = json.loads(path.read_text())
-    assert known == {"temperature": 1.5, "epoch": 2, "validation_images": 200}
+    assert known == {
+        "temperature": 1.5,
+        "offsets": {"nv": 0.5},
+        "epoch": 2,
+        "validation_images": 200,
+    }
     # It goes with its checkpoint.
     AtomicCheckpointIO().remove_checkpoint(checkpoint)
     assert list(tmp_path.iterdir()) == []
@@ -72,7 +128,7 @@ def test_the_temperature_is_stored_beside_the_checkpoint(tmp_path: Path) -> None
 
 def test_an_evaluation_does_not_fail_where_the_temperature_cannot_be_stored(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
-    calibration.store_temperature(gone / "last.ckpt", 1.5, epoch=2, images=200)
+    calibration.store_temperature(gone / "last.ckpt", 1.5, {}, epoch=2, images=200)
     assert not gone.exists()
 
 

@@ -12,7 +12,11 @@ from hypothesis.extra import numpy as arrays
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
-from mlops_project.training.losses import ClassificationLoss, balanced_class_weights
+from mlops_project.training.losses import (
+    ClassificationLoss,
+    balanced_class_weights,
+    log_frequencies,
+)
 
 LAW = settings_of(deadline=None, max_examples=60)
 
@@ -60,6 +64,21 @@ def test_cross_entropy_is_pytorch_s_with_weights_and_smoothing(
     torch.testing.assert_close(losses, each, rtol=1e-4, atol=1e-5)
     mean = F.cross_entropy(logits, labels, weight, label_smoothing=smoothing)
     torch.testing.assert_close(losses.sum() / weights.sum(), mean, rtol=1e-4, atol=1e-5)
+
+
+@LAW
+@given(batches(), st.sampled_from(["cross_entropy", "focal"]), st.floats(0, 2))
+def test_logit_adjustment_adds_the_log_of_how_frequent_a_class_is(
+    batch: tuple[torch.Tensor, torch.Tensor, np.ndarray], name: str, tau: float
+) -> None:
+    logits, labels, _ = batch
+    classes = logits.shape[1]
+    offsets = tau * log_frequencies(labels.numpy(), classes)
+    counts = np.bincount(labels, minlength=classes)
+    assert np.allclose(offsets, tau * np.log(np.maximum(counts, 1) / len(labels)))
+    losses, _ = ClassificationLoss(name, logit_offsets=offsets)(logits, labels)
+    moved = logits + torch.from_numpy(offsets).float()
+    torch.testing.assert_close(losses, ClassificationLoss(name)(moved, labels)[0])
 
 
 @LAW

@@ -44,6 +44,7 @@ class BatchAugmentation(nn.Module):
         seed: of the random choices.
         rotation_degrees: angles are uniform in plus or minus this; beyond the edge the image is
             mirrored, since black corners would look like the rim of a dermatoscope.
+        zoom: the scale is log-uniform from 1 / (1 + this) to 1 + this.
         color_jitter: brightness, contrast and saturation factors are uniform in 1 plus or minus
             this, in torchvision's sense of these words and in this order.
         random_erasing: probability of a rectangle set to the mean colour.
@@ -65,6 +66,7 @@ class BatchAugmentation(nn.Module):
         std: tuple[float, ...],
         seed: int = 42,
         rotation_degrees: float = 0.0,
+        zoom: float = 0.0,
         color_jitter: float = 0.0,
         random_erasing: float = 0.0,
         randaugment: int = 0,
@@ -79,7 +81,7 @@ class BatchAugmentation(nn.Module):
         self.register_buffer("scale", scale.float().view(3, 1, 1), persistent=False)
         self.register_buffer("offset", offset.float().view(3, 1, 1), persistent=False)
         self.seed = seed
-        self.rotation_degrees, self.color_jitter = rotation_degrees, color_jitter
+        self.rotation_degrees, self.zoom, self.color_jitter = rotation_degrees, zoom, color_jitter
         self.random_erasing, self.randaugment = random_erasing, randaugment
         self.mixup, self.cutmix, self.num_classes = mixup, cutmix, num_classes
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -101,7 +103,7 @@ class BatchAugmentation(nn.Module):
             float32 [B, 3, S, S].
         """
         size = images.shape[-1]
-        moves = training and bool(self.rotation_degrees or self.randaugment)
+        moves = training and bool(self.rotation_degrees or self.zoom or self.randaugment)
         recolours = training and bool(self.color_jitter or self.randaugment)
         erases = training and bool(self.random_erasing)
         matrices = factors = boxes = torch.empty(0)
@@ -182,6 +184,10 @@ class BatchAugmentation(nn.Module):
         u_angle, u_color, u_operations, u_erasing = np.split(u, (1, 4, 8), axis=1)
         angle = np.radians(self.rotation_degrees) * (2 * u_angle[:, 0] - 1)
         factors = 1 + self.color_jitter * (2 * u_color - 1)
+        scale = np.ones(len(u))
+        if self.zoom:  # a draw of its own: those above are the same with it and without
+            u_zoom = randomness.uniform(self.seed, epoch, keys, "zoom", 1)[:, 0]
+            scale = (1 + self.zoom) ** (2 * u_zoom - 1)
         shear, shift = np.zeros((2, len(u), 2))
         if self.randaugment:
             strength = self.randaugment / RANDAUGMENT_LARGEST
@@ -195,7 +201,7 @@ class BatchAugmentation(nn.Module):
                 shift += amounts[:, 4:6]
                 factors *= 1 + amounts[:, 6:]
         return np.column_stack(
-            [_matrices(angle, shear, shift), factors, self._erased(u_erasing, size)]
+            [_matrices(angle, scale, shear, shift), factors, self._erased(u_erasing, size)]
         )
 
     def _erased(self, u: np.ndarray, size: int) -> np.ndarray:
@@ -252,12 +258,14 @@ def recolour(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     return x.mul_((b * c * s)[:, None]).add_(grey[:, None]).clamp_(0, 255)
 
 
-def _matrices(angle: np.ndarray, shear: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Rotation after shear and shift, for `warp`; angle [B] in radians, the others [B, 2]; [B, 6].
+def _matrices(
+    angle: np.ndarray, scale: np.ndarray, shear: np.ndarray, shift: np.ndarray
+) -> np.ndarray:
+    """Rotation and scale [B] after shear and shift [B, 2], for `warp`; angle in radians; [B, 6].
 
     As torchvision has it, a positive angle turns the image counter-clockwise.
     """
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
     xx, xy, yx, yy = cos, -sin, sin, cos
     return np.column_stack(
         [

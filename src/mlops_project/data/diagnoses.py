@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -26,6 +26,11 @@ BINARY = ("benign", "malignant")
 def class_names(num_classes: int) -> tuple[str, ...]:
     """("benign", "malignant") for 2 classes, the diagnoses in alphabetical order for 7."""
     return BINARY if num_classes == 2 else tuple(DIAGNOSES)
+
+
+def malignant_classes(names: Sequence[str]) -> list[int]:
+    """Which of the classes, diagnoses or benign and malignant, are malignant."""
+    return [k for k, name in enumerate(names) if name == BINARY[1] or name in MALIGNANT]
 
 
 def unknown_diagnoses(dx: Iterable[str], num_classes: int = 2) -> dict[str, int]:

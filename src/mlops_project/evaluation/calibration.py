@@ -18,12 +18,15 @@ TEMPERATURES = (0.05, 20.0)  # that are looked at
 SMALLEST = 1e-12  # probability, so that its logarithm exists
 
 
-def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
+def fit_temperature(
+    labels: np.ndarray, probabilities: np.ndarray, offsets: np.ndarray | None = None
+) -> float:
     """The temperature with the least log loss (Guo et al., ICML 2017).
 
     Args:
         labels: int64 [N], of validation images.
         probabilities: float [N, K], of a softmax.
+        offsets: as for `with_temperature`.
 
     Returns:
         1 where there is nothing to fit, as with a single image.
@@ -34,7 +37,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        scaled = with_temperature(probabilities, math.exp(log_temperature))
+        scaled = with_temperature(probabilities, math.exp(log_temperature), offsets)
         return float(-np.log(np.clip(scaled[np.arange(len(labels)), labels], SMALLEST, 1)).mean())
 
     low, high = map(math.log, TEMPERATURES)
@@ -46,24 +49,43 @@ def at_the_end(temperature: float) -> bool:
     return not 1.01 * TEMPERATURES[0] < temperature < 0.99 * TEMPERATURES[1]
 
 
-def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """The softmax [N, K] of the same logits divided by a temperature; the order stays."""
+def with_temperature(
+    probabilities: np.ndarray, temperature: float, offsets: np.ndarray | None = None
+) -> np.ndarray:
+    """The softmax [N, K] of the same logits divided by a temperature; the order stays.
+
+    Args:
+        probabilities: float [N, K], of a softmax.
+        temperature: more than 0.
+        offsets: added to the divided logits, float [K], as of `TrainedModel.log_prior`; with them
+            the order changes.
+    """
     logits = np.log(np.clip(probabilities, SMALLEST, 1)) / temperature
+    if offsets is not None:
+        logits += offsets
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def store_temperature(checkpoint: Path, temperature: float, epoch: int, images: int) -> None:
+def store_temperature(
+    checkpoint: Path, temperature: float, offsets: dict[str, float], epoch: int, images: int
+) -> None:
     """Writes it beside the checkpoint, as <name>.calibration.json, where that can be written.
 
     Args:
         checkpoint: whose logits are to be divided.
         temperature: fitted on its validation split.
+        offsets: of each class, added to the divided logits.
         epoch: of the checkpoint, which tells whether a last.ckpt has moved on since.
         images: on how many it was fitted.
     """
     path = checkpoint.with_suffix(CALIBRATION)
-    facts = {"temperature": temperature, "epoch": epoch, "validation_images": images}
+    facts = {
+        "temperature": temperature,
+        "offsets": offsets,
+        "epoch": epoch,
+        "validation_images": images,
+    }
     try:
         with atomic_write(path) as file:
             json.dump(facts, file, indent=2)

@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops_project.data.diagnoses import MALIGNANT
+from mlops_project.data.diagnoses import malignant_classes
 from mlops_project.evaluation import bootstrap, calibration, measures, operating_points
 
 COVERAGES = (0.9, 0.95)
 
 
 def decide(
-    names: list[str], validation: pd.DataFrame, predictions: pd.DataFrame, sensitivity: float
+    names: list[str],
+    validation: pd.DataFrame,
+    predictions: pd.DataFrame,
+    sensitivity: float,
+    offsets: np.ndarray,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Fits on the validation split, and judges on the predictions.
 
@@ -23,6 +27,7 @@ def decide(
         names: of the classes, in the order of the probabilities.
         validation, predictions: tables of `inference.Predictions`; y_true of the latter may be "".
         sensitivity: that the thresholds are to reach on the validation split.
+        offsets: of `TrainedModel.log_prior`, float [K].
 
     Returns:
         The entries calibration, operating_points and prediction_sets of metrics.json, none where no
@@ -30,17 +35,18 @@ def decide(
     """
     seen_labels, seen = _arrays(names, validation)
     all_labels, raw = _arrays(names, predictions)
-    temperature = calibration.fit_temperature(seen_labels, seen)
-    all_scaled = calibration.with_temperature(raw, temperature)
+    temperature = calibration.fit_temperature(seen_labels, seen, offsets)
+    all_scaled = calibration.with_temperature(raw, temperature, offsets)
     known = all_labels >= 0
     if not known.any():
         return {}, all_scaled
     labels, raw, scaled = all_labels[known], raw[known], all_scaled[known]
     lesions = predictions["lesion_id"].to_numpy()[known]
-    seen_scaled = calibration.with_temperature(seen, temperature)
+    seen_scaled = calibration.with_temperature(seen, temperature, offsets)
     facts = {
         "calibration": {
             "temperature": temperature,
+            "offsets": dict(zip(names, offsets.tolist(), strict=True)),
             "validation_images": len(validation),
             "before": _calibration(labels, raw, lesions),
             "after": _calibration(labels, scaled, lesions),
@@ -60,11 +66,6 @@ def decide(
         },
     }
     return facts, all_scaled
-
-
-def malignant_classes(names: list[str]) -> list[int]:
-    """Which of the classes are malignant."""
-    return [k for k, name in enumerate(names) if name == "malignant" or name in MALIGNANT]
 
 
 def _questions(names: list[str]) -> dict[str, list[int]]:
@@ -104,6 +105,11 @@ def _operating_point(
     before = measures.binary(ones, truth, scores >= threshold)
     truth, scores = evaluated
     thresholds = operating_points.THRESHOLDS
+
+    def ranking(weights: np.ndarray) -> dict[str, np.ndarray]:
+        auroc, average_precision = measures.ranking(weights, truth, scores)
+        return {"auroc": auroc, "average_precision": average_precision}
+
     return {
         "target_sensitivity": sensitivity,
         "applies_to": "calibrated probability",
@@ -114,6 +120,7 @@ def _operating_point(
             lambda weights: measures.binary(weights, truth, scores >= threshold),
             measures.seen_by(truth, scores >= threshold),
         ),
+        "ranking": bootstrap.with_intervals(lesions, ranking),
         "decision_curve": {
             "threshold": [float(t) for t in thresholds],
             "model": operating_points.net_benefit(truth, scores, thresholds).tolist(),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from mlops_project.data.diagnoses import class_names
-from mlops_project.evaluation.decisions import malignant_classes
+from mlops_project.data.diagnoses import class_names, malignant_classes
 
 PREFIX = "probability_"  # of a class's column
 

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from mlops_project.data import same_pictures
+from mlops_project.data.diagnoses import malignant_classes
 from mlops_project.errors import InputError
 from mlops_project.evaluation import (
     abstention,
@@ -24,7 +26,7 @@ from mlops_project.evaluation import (
     out_of_distribution,
     subgroups,
 )
-from mlops_project.evaluation.decisions import decide, malignant_classes
+from mlops_project.evaluation.decisions import decide
 from mlops_project.evaluation.images import (
     Images,
     open_images,
@@ -147,7 +149,8 @@ def _calibrate(
 ) -> None:
     """Adds the decisions to the facts, and the calibrated probabilities to the table."""
     names = images.class_names
-    decided, calibrated = decide(names, validation.labelled(), table, target_sensitivity)
+    offsets = np.mean([model.log_prior(names) for model in models], axis=0)
+    decided, calibrated = decide(names, validation.labelled(), table, target_sensitivity, offsets)
     facts |= decided
     table[[f"calibrated_{name}" for name in names]] = calibrated
     # The temperature of the model's own logits, for whoever uses it without this program
@@ -159,7 +162,11 @@ def _calibrate(
         )
     elif known and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
         calibration.store_temperature(
-            models[0].path, known["temperature"], models[0].epoch, known["validation_images"]
+            models[0].path,
+            known["temperature"],
+            known["offsets"],
+            models[0].epoch,
+            known["validation_images"],
         )
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
@@ -200,9 +201,11 @@ def metadata(config: Config, built: BuiltModel, data: HAM10000DataModule) -> dic
     the model has seen.
     """
     table = data.table
+    counts = np.bincount(data.labels[data.rows_of("train")], minlength=len(data.class_names))
     return {
         "format": FORMAT,
         "class_names": list(data.class_names),
+        "training_images": dict(zip(data.class_names, counts.tolist(), strict=True)),
         "preprocessing": {
             "image_size": data.image_size,
             "crop_fraction": config.data.crop_fraction,

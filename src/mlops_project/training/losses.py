@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class ClassificationLoss(nn.Module):
-    """Cross-entropy or focal loss, with class weights and label smoothing.
+    """Cross-entropy or focal loss, with logit adjustment, class weights and label smoothing.
 
     Focal loss is (1 - p)^gamma times the cross-entropy, p the probability of the target
     (Lin et al., Focal Loss for Dense Object Detection, ICCV 2017).
@@ -19,9 +19,11 @@ class ClassificationLoss(nn.Module):
         class_weights: float [K], or None for equal weights.
         label_smoothing: share of the target spread evenly over the classes.
         focal_gamma: gamma of the focal loss.
+        logit_offsets: added to the logits of each image, float [K]; None: nothing is.
     """
 
     class_weights: torch.Tensor | None
+    logit_offsets: torch.Tensor | None
 
     def __init__(
         self,
@@ -30,11 +32,14 @@ class ClassificationLoss(nn.Module):
         class_weights: np.ndarray | None = None,
         label_smoothing: float = 0.0,
         focal_gamma: float = 2.0,
+        logit_offsets: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.name, self.label_smoothing, self.focal_gamma = name, label_smoothing, focal_gamma
         weights = None if class_weights is None else torch.tensor(class_weights).float()
         self.register_buffer("class_weights", weights, persistent=False)
+        offsets = None if logit_offsets is None else torch.tensor(logit_offsets).float()
+        self.register_buffer("logit_offsets", offsets, persistent=False)
 
     def forward(
         self, logits: torch.Tensor, targets: torch.Tensor
@@ -49,11 +54,14 @@ class ClassificationLoss(nn.Module):
             Weighted loss of each image [B] and its weight [B], both float32; the batch's loss is
             the sum of the first over the sum of the second.
         """
+        logits = logits.float()
+        if self.logit_offsets is not None:
+            logits = logits + self.logit_offsets
         if self.name == "focal":
-            losses = self._focal(logits.float(), targets)
+            losses = self._focal(logits, targets)
         else:
             losses = F.cross_entropy(
-                logits.float(),
+                logits,
                 targets,
                 self.class_weights,
                 reduction="none",
@@ -93,3 +101,16 @@ def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     weights = np.zeros(num_classes)
     weights[present] = len(labels) / (present.sum() * counts[present])
     return weights
+
+
+def log_frequencies(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Logarithm of each class's share of the images; a class without any counts as having one.
+
+    Args:
+        labels: int64 [N], N > 0.
+        num_classes: K.
+
+    Returns:
+        float64 [K].
+    """
+    return np.log(np.bincount(labels, minlength=num_classes).clip(min=1) / len(labels))

@@ -19,7 +19,11 @@ from mlops_project.errors import InputError
 from mlops_project.models.build import BuiltModel, stages
 from mlops_project.training.checkpoints import ENTRY, metadata
 from mlops_project.training.features import Features
-from mlops_project.training.losses import ClassificationLoss, balanced_class_weights
+from mlops_project.training.losses import (
+    ClassificationLoss,
+    balanced_class_weights,
+    log_frequencies,
+)
 from mlops_project.training.optimizers import (
     Schedule,
     build_optimizer,
@@ -177,6 +181,9 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
     weights = None
     if options.class_weights == "balanced":
         weights = balanced_class_weights(labels, config.model.num_classes)
+    offsets = None
+    if options.logit_adjustment:
+        offsets = options.logit_adjustment * log_frequencies(labels, config.model.num_classes)
     if options.enable_checkpointing:
         recompute_activations(built.network, config)
     if options.channels_last is True:
@@ -189,6 +196,7 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
             std=built.std,
             seed=config.seed,
             rotation_degrees=config.data.rotation_degrees * augment,
+            zoom=config.data.zoom * augment,
             color_jitter=config.data.color_jitter * augment,
             random_erasing=config.data.random_erasing * augment,
             randaugment=config.data.randaugment * augment,
@@ -202,6 +210,7 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
             class_weights=weights,
             label_smoothing=options.label_smoothing,
             focal_gamma=options.focal_gamma,
+            logit_offsets=offsets,
         ),
         images_per_step=lambda: data.training_batches().images_per_step(
             options.accumulate_grad_batches, options.limit_train_batches

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from mlops_project.data.diagnoses import class_names
+from mlops_project.data.diagnoses import class_names, malignant_classes
 from mlops_project.evaluation import decisions, evaluator, subgroups
 
 SHARES = {2: [0.8, 0.2], 7: [0.03, 0.05, 0.11, 0.01, 0.11, 0.68, 0.01]}  # about those of HAM10000
@@ -53,9 +53,9 @@ def make_facts(
     predictions = make_predictions(images, classes)
     random = np.random.default_rng(1)
     decided, calibrated = decisions.decide(
-        names, make_predictions(images, classes, seed=2), predictions, 0.9
+        names, make_predictions(images, classes, seed=2), predictions, 0.9, np.zeros(classes)
     )
-    malignant = [names[k] for k in decisions.malignant_classes(names)]
+    malignant = [names[k] for k in malignant_classes(names)]
     for k, name in enumerate(names):
         predictions[f"calibrated_{name}"] = calibrated[:, k]
     table = predictions[["image_id", "lesion_id"]].assign(

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.ticker import PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from mlops_project.data.diagnoses import malignant_classes
 from mlops_project.evaluation import bootstrap, measures
-from mlops_project.evaluation.decisions import malignant_classes
 from mlops_project.evaluation.presentation.drawing import (
     BLACK,
     COLOURS,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops_project.evaluation.decisions import malignant_classes
+from mlops_project.data.diagnoses import malignant_classes
 
 
 def get(facts: Any, *keys: str) -> Any:

@@ -102,8 +102,12 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
     console.print(table)
     known = facts["calibration"]
     before, after = (known[when]["ece"]["value"] for when in ("before", "after"))
+    prior = ""
+    if any(known["offsets"].values()):
+        prior = " and the frequencies of the training images"
     lines = [
-        f"calibration: temperature {known['temperature']:.2f}, ECE {before:.3f} -> {after:.3f}"
+        f"calibration: temperature {known['temperature']:.2f}{prior}, ECE {before:.3f} -> "
+        f"{after:.3f}"
     ]
     for coverage, sets in facts["prediction_sets"].items():
         lines.append(
