@@ -55,11 +55,21 @@ def test_a_group_s_measures_are_its_own_and_the_worst_one_is_named(table: pd.Dat
     assert found["sensitivity"]["value"] == pytest.approx((scores[men & truth] >= 0.5).mean())
     gap = facts["largest_gap"]
     assert (gap["attribute"], gap["worse"]) == ("sex", "male")
+    assert 0 < gap["ci95"][0] < gap["difference"] < gap["ci95"][1]
     few = facts["groups"]["localization"]["face"]
-    assert few["n_images"] < FEWEST
-    assert few["gap"] == "too few images"
+    assert few["n_lesions"] < FEWEST
+    assert few["gap"] == "too few lesions"
     assert "auroc" not in few
     assert "skin tone" in facts["skin_tone"]
+
+
+def test_many_images_of_few_lesions_are_few(table: pd.DataFrame) -> None:
+    of_ten = table.assign(lesion_id=[str(i % 10) for i in range(len(table))])
+    truth = np.array([i % 10 < 5 for i in range(len(table))])
+    groups = compare(of_ten, truth, np.linspace(0, 1, len(table)), truth)["groups"]
+    assert {facts["gap"] for known in groups.values() for facts in known.values()} == {
+        "too few lesions"
+    }
 
 
 def test_without_two_groups_there_is_no_gap(table: pd.DataFrame) -> None:

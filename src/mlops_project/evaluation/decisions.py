@@ -61,7 +61,9 @@ def decide(
             for question, positive in _questions(names).items()
         },
         "prediction_sets": {
-            str(coverage): _sets(names, (seen_labels, seen_scaled), (labels, scaled), coverage)
+            str(coverage): _sets(
+                names, (seen_labels, seen_scaled), (labels, scaled), lesions, coverage
+            )
             for coverage in COVERAGES
         },
     }
@@ -135,6 +137,7 @@ def _sets(
     names: list[str],
     validation: tuple[np.ndarray, np.ndarray],
     evaluated: tuple[np.ndarray, np.ndarray],
+    lesions: np.ndarray,
     coverage: float,
 ) -> dict[str, Any]:
     thresholds, enough = calibration.set_thresholds(*validation, coverage)
@@ -142,10 +145,17 @@ def _sets(
     sets = calibration.prediction_sets(probabilities, thresholds)
     held, sizes = sets[np.arange(len(labels)), labels], sets.sum(axis=1)
 
-    def of(chosen: np.ndarray) -> dict[str, float]:
-        if not chosen.any():
-            return {"coverage": float("nan"), "mean_size": float("nan")}
-        return {"coverage": float(held[chosen].mean()), "mean_size": float(sizes[chosen].mean())}
+    def of(chosen: np.ndarray) -> dict[str, Any]:
+        def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
+            return {
+                "coverage": measures.mean(weights, held, chosen),
+                "mean_size": measures.mean(weights, sizes, chosen),
+            }
+
+        found = bootstrap.with_intervals(lesions, measure, {"coverage": chosen})
+        return {name: known["value"] for name, known in found.items()} | {
+            f"{name}_ci95": known["ci95"] for name, known in found.items()
+        }
 
     return {
         **of(np.ones(len(labels), dtype=bool)),

@@ -141,6 +141,11 @@ def calibration_error(
     return np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
 
 
+def mean(weights: np.ndarray, values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Mean of values [N] over the chosen ones, bool [N]; float [R], NaN where none is drawn."""
+    return _ratio(weights @ (values * chosen), weights @ chosen)
+
+
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is not NaN; NaN where there is nothing."""
     known = ~np.isnan(values)

@@ -283,6 +283,7 @@ def _facts(models: Sequence[TrainedModel], images: Images, split: str, tta: bool
         "data_dir": str(images.folder),
         "split": split,
         "split_hash": first.facts["split_hash"],
+        "split_hashes": sorted({model.facts["split_hash"] for model in models}),
         "epoch": first.epoch,
         "weights": first.facts["weights"],
         "tta": tta,

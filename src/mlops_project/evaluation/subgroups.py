@@ -11,7 +11,7 @@ import pandas as pd
 from mlops_project.evaluation import bootstrap, measures
 
 AGE_BANDS = (0, 30, 45, 60, 75, np.inf)  # years, from … up to, but not including
-FEWEST = 20  # images that a group must have for its measures to be told
+FEWEST = 20  # lesions that a group must have for its measures to be told
 FEWEST_OF_A_KIND = 5  # malignant ones, and benign ones
 UNKNOWN = "unknown"
 # Nothing in HAM10000 says which skin an image shows.
@@ -50,27 +50,44 @@ def compare(
         positive: which ones the model takes for malignant, bool [N].
 
     Returns:
-        `groups`: for each attribute and group n_images, n_malignant and either auroc, sensitivity
-        and specificity with intervals, or `gap`, why there are none; `largest_gap`: between two
-        groups of one attribute; `skin_tone`: a remark.
+        `groups`: for each attribute and group n_images, n_lesions, n_malignant (images) and either
+        auroc, sensitivity and specificity with intervals, or `gap`, why there are none;
+        `largest_gap`: the largest difference of an AUROC between two groups of one attribute, with
+        the interval that this pair would have by itself; `skin_tone`: a remark.
     """
     lesions = table["lesion_id"].to_numpy()
     groups: dict[str, dict[str, Any]] = {}
-    for attribute, values in attributes(table).items():
+    known = attributes(table)
+    for attribute, values in known.items():
         groups[attribute] = {}
         for group in sorted(set(values)):
             own = values == group
             facts: dict[str, Any] = {
                 "n_images": int(own.sum()),
+                "n_lesions": len(np.unique(lesions[own])),
                 "n_malignant": int(truth[own].sum()),
             }
-            fewest = min(facts["n_malignant"], facts["n_images"] - facts["n_malignant"])
-            if facts["n_images"] < FEWEST or fewest < FEWEST_OF_A_KIND:
-                facts["gap"] = "too few images"
+            fewest = min(len(np.unique(lesions[own & kind])) for kind in (truth, ~truth))
+            if facts["n_lesions"] < FEWEST or fewest < FEWEST_OF_A_KIND:
+                facts["gap"] = "too few lesions"
             else:
                 facts |= _measured(lesions[own], truth[own], scores[own], positive[own])
             groups[attribute][group] = facts
-    return {"groups": groups, "largest_gap": _largest_gap(groups), "skin_tone": SKIN_TONE}
+    gap = _largest_gap(groups)
+    if gap is not None:
+        values = known[gap["attribute"]]
+        better, worse = (values == gap[name] for name in ("better", "worse"))
+        both = better | worse
+
+        def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
+            one, other = (
+                measures.ranking(weights[:, own[both]], truth[own], scores[own])[0]
+                for own in (better, worse)
+            )
+            return {"auroc": one - other}
+
+        gap["ci95"] = bootstrap.with_intervals(lesions[both], difference)["auroc"]["ci95"]
+    return {"groups": groups, "largest_gap": gap, "skin_tone": SKIN_TONE}
 
 
 def _measured(

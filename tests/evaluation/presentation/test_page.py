@@ -211,7 +211,7 @@ def test_a_dash_says_why_there_is_no_number(example: Example, tmp_path: Path) ->
     assert reasons["no image was taken for the class"] >= 1
     assert reasons["needs images of the class and of others"] >= 1
     assert reasons["too few images for an interval"] >= 1
-    assert reasons["too few images"] >= 3  # of a group
+    assert reasons["too few lesions"] >= 3  # of a group
     missing = sum("data-missing" in a for a in page.all("td"))
     assert page.text.count("–") >= missing
 

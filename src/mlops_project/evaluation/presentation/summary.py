@@ -58,8 +58,9 @@ def largest_gap(facts: dict[str, Any]) -> str:
         f"{label(measure)} {_with_interval(worse)} against {_with_interval(better)}, "
         f"{difference:.3f} lower."
     )
-    if worse[2] >= better[1]:
-        text += " The intervals overlap, so this may be chance."
+    bounds = [number(bound) for bound in get(gap, "ci95") or [math.nan]]
+    if not bounds[0] > 0:
+        text += " This may be chance: the interval of the difference holds 0."
     return text
 
 

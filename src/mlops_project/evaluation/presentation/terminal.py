@@ -41,8 +41,9 @@ def show(facts: dict[str, Any], written: list[Path]) -> None:
         lines.insert(0, _told_comparison(facts["comparison"]))
     gap = facts.get("subgroups", {}).get("largest_gap")
     if gap is not None:
-        text = "largest gap between groups: AUROC of malignant is {difference:.3f} lower for "
-        lines.insert(0, (text + "{attribute} {worse} than for {better}").format(**gap))
+        text = "largest gap between groups: AUROC of malignant is {difference:.3f} ({told}) lower "
+        text += "for {attribute} {worse} than for {better}"
+        lines.insert(0, text.format(**gap, told=_interval(gap["ci95"])))
     names = [path.name for path in written if path.parent == written[0].parent]
     lines.append(f"written to {written[0].parent}/: {', '.join(names)}")
     for line in lines:
@@ -111,8 +112,9 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
     ]
     for coverage, sets in facts["prediction_sets"].items():
         lines.append(
-            f"prediction sets for {float(coverage):.0%}: {sets['coverage']:.1%} of them hold the "
-            f"true class, {sets['mean_size']:.2f} classes on average"
+            f"prediction sets for {float(coverage):.0%}: {sets['coverage']:.3f} of them "
+            f"({_interval(sets['coverage_ci95'])}) hold the true class, "
+            f"{sets['mean_size']:.2f} classes on average"
         )
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
