@@ -81,7 +81,7 @@ def left_running(session: int) -> list[int]:
     ("fault", "told"),
     [
         ("raise KeyError('a bug of the second process')", "a bug of the second process"),
-        ("time.sleep(1000)", "faulty_step"),
+        pytest.param("time.sleep(1000)", "faulty_step", marks=pytest.mark.slow),
         pytest.param(
             *("os.kill(os.getpid(), 9)", "process 1 has ended: killed by SIGKILL"),
             marks=pytest.mark.slow,

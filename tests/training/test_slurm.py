@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 OPTIONS = (
@@ -54,6 +55,7 @@ def start_tasks(
     return started
 
 
+@pytest.mark.slow
 def test_a_job_is_warned_requeued_and_goes_on_where_it_was(
     demo_folder: Path, tmp_path: Path, command: Callable[..., list[str]]
 ) -> None:
