@@ -208,8 +208,9 @@ class DataConfig:
     )
     sampler: str = key(
         "shuffle",
-        "shuffle: each image once an epoch; balanced: each class equally often",
-        choices=("shuffle", "balanced"),
+        "shuffle: each image once an epoch; balanced: each class equally often; square_root: each "
+        "as often as the square root of its number of images",
+        choices=("shuffle", "square_root", "balanced"),
     )
     preview: bool = key(
         False, "save a picture of images before and after augmentation", resume="free"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mlops_project.data.sampling import EvaluationBatches, TrainingBatches
 
 IMAGES = 1000
+POWER = st.sampled_from([1.0, 0.5, 0.0])
 COUNTS, BATCH_SIZES, WORLDS = st.integers(1, 60), st.integers(1, 9), st.integers(1, 4)
 
 
@@ -64,11 +65,11 @@ def test_epochs_and_seeds_differ_and_the_image_left_out_changes() -> None:
     assert _epoch(other) != epochs[0]
 
 
-@given(COUNTS, BATCH_SIZES, WORLDS, st.booleans(), st.data())
+@given(COUNTS, BATCH_SIZES, WORLDS, POWER, st.data())
 def test_a_resumed_epoch_goes_on_exactly(
-    count: int, batch_size: int, world: int, balanced: bool, data: st.DataObject
+    count: int, batch_size: int, world: int, power: float, data: st.DataObject
 ) -> None:
-    options = {"world": world, "rank": world - 1, "balanced": balanced}
+    options = {"world": world, "rank": world - 1, "power": power}
     whole = _epoch(_sampler(_rows(count), batch_size, **options), epoch=3)
     done = data.draw(st.integers(0, len(whole)), label="done")
     resumed = _sampler(_rows(count), batch_size, **options)
@@ -79,14 +80,14 @@ def test_a_resumed_epoch_goes_on_exactly(
     assert len(list(resumed)) == len(whole), "the next epoch is whole"
 
 
-@given(COUNTS, BATCH_SIZES, st.integers(2, 4), st.booleans())
+@given(COUNTS, BATCH_SIZES, st.integers(2, 4), POWER)
 def test_ranks_deal_out_the_batches_of_one_process(
-    count: int, batch_size: int, world: int, balanced: bool
+    count: int, batch_size: int, world: int, power: float
 ) -> None:
     rows = _rows(count)
-    one = _epoch(_sampler(rows, batch_size * world, balanced=balanced))
+    one = _epoch(_sampler(rows, batch_size * world, power=power))
     ranks = [
-        _epoch(_sampler(rows, batch_size, balanced=balanced, rank=rank, world=world))
+        _epoch(_sampler(rows, batch_size, power=power, rank=rank, world=world))
         for rank in range(world)
     ]
     order = _flat(one)
@@ -107,7 +108,7 @@ def test_the_balanced_sampler_shows_each_class_equally_often(
     # Skewed: the last image is the only one of class 2, a fifth of the rest are of class 1.
     labels = np.where(rows == count - 1, 2, (rows % 5 == 1).astype(int))
     sampler = TrainingBatches(
-        rows, labels, images=IMAGES, batch_size=batch_size, seed=42, balanced=True
+        rows, labels, images=IMAGES, batch_size=batch_size, seed=42, power=0.0
     )
     draws = np.array(_flat(_epoch(sampler)))
     left_out = count - len(draws)
@@ -120,10 +121,23 @@ def test_the_balanced_sampler_shows_each_class_equally_often(
         assert times.max() - times.min() <= 1 + left_out, "no image is favoured within its class"
 
 
+@given(st.lists(st.integers(1, 400), min_size=2, max_size=7), st.sampled_from([0.5, 0.0, 0.8]))
+def test_a_class_is_shown_in_proportion_to_a_power_of_its_images(
+    counts: list[int], power: float
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    rows = np.arange(len(labels))
+    sampler = TrainingBatches(rows, labels, images=len(rows), batch_size=1, seed=42, power=power)
+    shown = np.bincount(labels[np.array(_flat(_epoch(sampler))) % len(rows)], minlength=len(counts))
+    weights = np.array(counts) ** power
+    assert shown.sum() == len(rows)
+    assert np.abs(shown - len(rows) * weights / weights.sum()).max() < 1
+
+
 def test_the_balanced_sampler_shows_other_images_of_a_common_class_in_each_epoch() -> None:
     rows = np.arange(100)
     labels = (rows >= 90).astype(int)
-    sampler = TrainingBatches(rows, labels, images=IMAGES, batch_size=10, seed=42, balanced=True)
+    sampler = TrainingBatches(rows, labels, images=IMAGES, batch_size=10, seed=42, power=0.0)
     common = [set(_flat(_epoch(sampler, epoch))) & set(range(90)) for epoch in range(10)]
     assert all(len(shown) == 50 for shown in common)
     assert set.union(*common) == set(range(90))
@@ -162,10 +176,10 @@ def test_processes_that_gather_show_as_many_batches_each_and_nothing_new(
     assert all(batch in alone for batch in shown), "the batches are those of one process"
 
 
-@pytest.mark.parametrize("balanced", [False, True])
-def test_the_order_depends_neither_on_the_rows_order_nor_on_what_was_drawn(balanced: bool) -> None:
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
+def test_the_order_depends_neither_on_the_rows_order_nor_on_what_was_drawn(power: float) -> None:
     rows = _rows(30)
-    sampler = _sampler(rows, balanced=balanced)
+    sampler = _sampler(rows, power=power)
     later = [_epoch(sampler, epoch) for epoch in range(4)][3]
-    assert _epoch(_sampler(rows, balanced=balanced), 3) == later
-    assert _epoch(_sampler(rows[::-1], balanced=balanced), 3) == later
+    assert _epoch(_sampler(rows, power=power), 3) == later
+    assert _epoch(_sampler(rows[::-1], power=power), 3) == later

@@ -27,7 +27,7 @@ from mlops_project.data.loading import (
     trial_batches,
     usable_cores,
 )
-from mlops_project.data.sampling import EvaluationBatches, TrainingBatches
+from mlops_project.data.sampling import POWERS, EvaluationBatches, TrainingBatches
 from mlops_project.data.sources import Source, read_source
 from mlops_project.data.splits import (
     SPLITS,
@@ -57,7 +57,7 @@ class HAM10000DataModule(pl.LightningDataModule):
     have one less shows its first rows again.
 
     A batch is (images uint8 [B, 3, S, S], labels int64 [B], rows int64 [B]); a row is an image's
-    position in `table` (see `TrainingBatches` for draws of the balanced sampler).
+    position in `table` (see `TrainingBatches` for draws of rare classes).
 
     Args:
         data_dir: folder with the images and the table.
@@ -219,7 +219,7 @@ class HAM10000DataModule(pl.LightningDataModule):
                 images=len(self.table),
                 batch_size=int(self.settings.batch_size),
                 seed=self.seed,
-                balanced=self.settings.sampler == "balanced",
+                power=POWERS[self.settings.sampler],
                 rank=rank,
                 world=world,
             )

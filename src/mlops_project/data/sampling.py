@@ -14,13 +14,15 @@ from torch.utils.data import Sampler
 
 from mlops_project.data import randomness
 
+# data.sampler: how often a class is shown, as its number of images to a power
+POWERS = {"shuffle": 1.0, "square_root": 0.5, "balanced": 0.0}
 Request = tuple[int, np.ndarray]  # (epoch, draws int64 [B]): what a dataset is asked for
 
 
 class TrainingBatches(Sampler):
     """The batches of each training epoch.
 
-    A draw is a row number; where the balanced sampler shows an image again within an epoch, its
+    A draw is a row number; where a rare class's image is shown again within an epoch, its
     draw is row + repetition x `images`, so that each showing is augmented differently.
 
     Args:
@@ -29,7 +31,8 @@ class TrainingBatches(Sampler):
         images: rows in the whole table.
         batch_size: images a batch and process.
         seed: of the order.
-        balanced: show each class equally often, rare ones repeatedly; else every image once.
+        power: each class is shown in proportion to its number of images to this power, the images
+            of rare ones repeatedly; 1: every image once.
         rank, world: this process and how many there are. Each batch of the one-process order with
             batch_size x world images is dealt out to the processes in turn; in the last one, some
             may get an image more than others.
@@ -43,12 +46,12 @@ class TrainingBatches(Sampler):
         images: int,
         batch_size: int,
         seed: int,
-        balanced: bool = False,
+        power: float = 1.0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.rows, self.labels, self.images = np.asarray(rows, dtype=np.int64), labels, images
-        self.batch_size, self.seed, self.balanced = batch_size, seed, balanced
+        self.batch_size, self.seed, self.power = batch_size, seed, power
         self.rank, self.world = rank, world
         self.epoch = 0
         self.done = 0  # batches of this epoch that a resumed run has behind it
@@ -93,15 +96,19 @@ class TrainingBatches(Sampler):
         return bounds
 
     def _order(self) -> np.ndarray:
-        if not self.balanced:
+        if self.power == 1:
             return randomness.permutation(self.seed, self.epoch, self.rows)
         draws = []
-        classes = np.unique(self.labels)
-        for i, label in enumerate(classes):
+        classes, counts = np.unique(self.labels, return_counts=True)
+        quotas = len(self.rows) * counts**self.power / (counts**self.power).sum()
+        shares = np.floor(quotas + 1e-9).astype(np.int64)
+        # What is left goes to the largest remainders.
+        order = np.argsort(shares - quotas, kind="stable")
+        shares[order[: len(self.rows) - shares.sum()]] += 1
+        for label, share in zip(classes, shares, strict=True):
             members = randomness.permutation(
                 self.seed, self.epoch, self.rows[self.labels == label], "class"
             )
-            share = len(self.rows) // len(classes) + (i < len(self.rows) % len(classes))
             repetition, position = np.divmod(np.arange(share), len(members))
             draws.append(members[position] + repetition * self.images)
         return randomness.permutation(self.seed, self.epoch, np.concatenate(draws))

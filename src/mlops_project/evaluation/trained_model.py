@@ -15,6 +15,7 @@ from torch import nn
 from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.data.diagnoses import malignant_classes
+from mlops_project.data.sampling import POWERS
 from mlops_project.errors import InputError
 from mlops_project.models.build import build_model
 from mlops_project.training.checkpoints import ENTRY, load_checkpoint
@@ -52,9 +53,9 @@ class TrainedModel:
         """What brings the model's probabilities to the frequencies of its training images.
 
         Logit adjustment, balanced class weights and balanced sampling each make a network take
-        the classes for equally frequent. Their frequencies, as against those that it assumes, are
-        to be added to the logarithms of its probabilities (Saerens et al., Neural Computation
-        2002).
+        the classes for equally frequent, or nearly so. Their frequencies, as against those that
+        it assumes, are to be added to the logarithms of its probabilities (Saerens et al., Neural
+        Computation 2002).
 
         Args:
             class_names: the model's, or benign and malignant.
@@ -63,13 +64,13 @@ class TrainedModel:
             float64 [K]; 0 where the training was by the images' own frequencies.
         """
         training = self.config.training
-        tau = training.logit_adjustment + (training.class_weights == "balanced")
-        tau += self.config.data.sampler == "balanced"
+        power = POWERS[self.config.data.sampler] * (1 - training.logit_adjustment)
+        power -= training.class_weights == "balanced"
         counts = self.facts.get("training_images")
-        if not tau or counts is None:  # earlier versions did not keep them
+        if power == 1 or counts is None:  # earlier versions did not keep them
             return np.zeros(len(class_names))
         known = np.array([counts[name] for name in self.class_names]).clip(min=1)
-        natural, assumed = known / known.sum(), known ** (1.0 - tau) / (known ** (1.0 - tau)).sum()
+        natural, assumed = (known**p / (known**p).sum() for p in (1.0, power))
         if list(class_names) != self.class_names:
             group = np.isin(np.arange(len(known)), malignant_classes(self.class_names)).astype(int)
             natural, assumed = (np.bincount(group, part) for part in (natural, assumed))

@@ -103,14 +103,16 @@ def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return weights
 
 
-def log_frequencies(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Logarithm of each class's share of the images; a class without any counts as having one.
+def log_frequencies(labels: np.ndarray, num_classes: int, power: float = 1.0) -> np.ndarray:
+    """Logarithm of how often each class is shown; a class without images counts as having one.
 
     Args:
-        labels: int64 [N], N > 0.
+        labels: int64 [N].
         num_classes: K.
+        power: of `data.sampling.POWERS`.
 
     Returns:
         float64 [K].
     """
-    return np.log(np.bincount(labels, minlength=num_classes).clip(min=1) / len(labels))
+    shown = np.bincount(labels, minlength=num_classes).clip(min=1) ** power
+    return np.log(shown / shown.sum())

@@ -15,6 +15,7 @@ from mlops_project.config import Config
 from mlops_project.data.augmentation import BatchAugmentation
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.randomness import seed_for
+from mlops_project.data.sampling import POWERS
 from mlops_project.errors import InputError
 from mlops_project.models.build import BuiltModel, stages
 from mlops_project.training.checkpoints import ENTRY, metadata
@@ -183,7 +184,9 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
         weights = balanced_class_weights(labels, config.model.num_classes)
     offsets = None
     if options.logit_adjustment:
-        offsets = options.logit_adjustment * log_frequencies(labels, config.model.num_classes)
+        power = POWERS[config.data.sampler]
+        offsets = log_frequencies(labels, config.model.num_classes, power)
+        offsets *= options.logit_adjustment
     if options.enable_checkpointing:
         recompute_activations(built.network, config)
     if options.channels_last is True:
