@@ -126,6 +126,15 @@ class DataConfig:
         minimum=16,
         maximum=1024,
     )
+    start_size: Optional[int] = key(
+        None,
+        "side of the training images in the first epoch, which grows evenly to data.image_size in "
+        "the last: early epochs are cheaper (none: all epochs alike)",
+        unit="pixels",
+        minimum=16,
+        maximum=1024,
+        source="Tan, Le, EfficientNetV2, ICML 2021",
+    )
     crop_fraction: float = key(
         0.875,
         "share of the resized image's side that a crop keeps: random in training, else the centre",
@@ -340,7 +349,9 @@ class TrainingConfig:
         False, "free the backbone's stages from the head down, at the epochs of unfreeze_schedule"
     )
     unfreeze_schedule: list[int] = key(
-        [5, 10, 15], "epochs that free the next stage; the last one frees the rest", minimum=1
+        [5, 10, 15],
+        "epochs, from 0, that free the next stage; the last one frees the rest",
+        minimum=0,
     )
     layer_decay: float = key(
         1.0, "learning rate of a stage as a factor of the next one's", above=0, maximum=1

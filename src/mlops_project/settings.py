@@ -179,14 +179,19 @@ def resolve(config: Config) -> Config:
         raise InputError(
             "data.val_fraction + data.test_fraction leave less than a tenth for training"
         )
+    start, size = config.data.start_size, config.data.image_size
+    if start is not None and start > size:
+        raise InputError(
+            f"data.start_size={start}: it must be at most data.image_size={size}, to which it grows"
+        )
     folds, fold = config.data.folds, config.data.fold
     if fold >= (folds or 1):
         missing = f"less than data.folds={folds}" if folds else "0 without data.folds, such as 5"
         raise InputError(f"data.fold={fold}: it must be {missing}; the first fold is 0")
     schedule = config.training.unfreeze_schedule
-    if config.training.progressive_unfreezing and sorted(set(schedule)) != schedule:
+    if config.training.progressive_unfreezing and sorted(schedule) != schedule:
         raise InputError(
-            f"training.unfreeze_schedule={schedule}: the epochs must rise, like [5,10,15]"
+            f"training.unfreeze_schedule={schedule}: the epochs must not fall, like [0,0,5,10]"
         )
     return config
 

@@ -27,6 +27,7 @@ ALL = 6  # stages of the network in the table
         ({"progressive_unfreezing": True, "unfreeze_schedule": [1, 3]}, [1, 2, 2, ALL, ALL]),
         ({"progressive_unfreezing": True, "unfreeze_schedule": [1, 2, 4]}, [1, 2, 3, 3, ALL]),
         ({"progressive_unfreezing": True, "unfreeze_schedule": [9, 12]}, [1] * 5),
+        ({"progressive_unfreezing": True, "unfreeze_schedule": [0, 0, 2]}, [3, 3, ALL, ALL, ALL]),
         # More entries than stages: all are free before the last entry.
         (
             {"progressive_unfreezing": True, "unfreeze_schedule": [1, 2, 3, 4, 5, 6, 7, 8]},

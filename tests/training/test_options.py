@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from timm.models import ResNet
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mlops_project import settings
 from mlops_project.errors import InputError
@@ -205,6 +207,35 @@ def test_a_plateau_reduces_the_rate(run_here: Train) -> None:
     rates = pd.read_csv(result.folder / "metrics.csv")["learning_rate"] / 1e-30
     # The first epoch is the best; after two without a better one the rate is halved, and again
     assert rates.tolist() == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25])
+
+
+def test_images_grow_from_epoch_to_epoch(run_here: Train) -> None:
+    seen: list[tuple[bool, int]] = []
+
+    def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, ResNet):
+            seen.append((module.training, inputs[0].shape[-1]))
+
+    options = ("data.image_size=64", "data.start_size=32", "training.max_epochs=3")
+    handle = register_module_forward_pre_hook(watch)
+    try:
+        run_here("model=resnet", "model.pretrained=false", "data.batch_size=64", *options)
+    finally:
+        handle.remove()
+    trained = [side for training, side in seen if training]
+    assert sorted(set(trained)) == [32, 48, 64]
+    assert trained == sorted(trained)
+    assert [trained.count(side) for side in (32, 48, 64)] == [2, 2, 2]  # 81 images
+    evaluated = [side for training, side in seen if not training]
+    assert set(evaluated) == {32, 64}  # 32: whether it can take them
+
+
+def test_a_size_that_the_network_cannot_start_with_is_refused(run_here: Train) -> None:
+    blocks = ("model.architecture.conv_blocks=5", "model.architecture.channels=[2,2,2,2,2]")
+    with pytest.raises(InputError, match=r"cannot take 16 × 16 .*another data\.start_size"):
+        run_here(*blocks, "data.start_size=16")
+    with pytest.raises(InputError, match=r"start_size=64: it must be at most data\.image_size=32"):
+        run_here("data.start_size=64")
 
 
 def test_the_learning_rate_can_be_found(run_here: Train) -> None:

@@ -76,7 +76,7 @@ def build_model(settings: ModelConfig, image_size: int, *, load_weights: bool = 
         )
         _start_small(built.network)
         if settings.name == "timm":
-            _try(built.network, str(settings.variant), image_size)
+            try_size(built.network, settings, image_size)
     if load_weights:
         for path in (settings.pretrained_path, settings.init_from):
             if path:
@@ -84,16 +84,22 @@ def build_model(settings: ModelConfig, image_size: int, *, load_weights: bool = 
     return built
 
 
-def _try(network: nn.Module, name: str, image_size: int) -> None:
-    """Raises InputError if the network cannot take images of this size."""
+def try_size(
+    network: nn.Module, settings: ModelConfig, image_size: int, key: str = "data.image_size"
+) -> None:
+    """Shows the network an image of this size.
+
+    Raises:
+        InputError: it cannot take it; `key` is what to change.
+    """
     try:
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()
         raise InputError(
-            f"model.variant={name}: it cannot take {image_size} × {image_size} images "
-            f"({reason[0][:150] if reason else type(error).__name__}); try another data.image_size"
+            f"{settings.variant or settings.name}: it cannot take {image_size} × {image_size} "
+            f"images ({reason[0][:150] if reason else type(error).__name__}); try another {key}"
         ) from error
     finally:
         network.train()

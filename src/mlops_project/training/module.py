@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Timer
 from torch import nn
+from torch.nn import functional as F
 
 from mlops_project import settings
 from mlops_project.config import Config
@@ -96,7 +97,8 @@ class LesionClassifier(pl.LightningModule):
         """Augments and normalises (images uint8, labels, rows) on the device.
 
         Returns:
-            Images float32 [B, 3, S, S] (or their features [B, F], where these are known), targets
+            Images float32 [B, 3, S, S], in training [B, 3, T, T] with T of `side_in` (or their
+            features [B, F], where these are known), targets
             (class indices [B] or shares [B, K]), labels int64 [B], rows int64 [B].
         """
         images, labels, rows = batch
@@ -109,10 +111,14 @@ class LesionClassifier(pl.LightningModule):
         targets = labels
         if training:
             prepared, targets = self.augmentation.mix(prepared, labels, rows, epoch)
+            side = side_in(epoch, self.config)
+            if side < prepared.shape[-1]:
+                prepared = F.interpolate(prepared, side, mode="bilinear", antialias=True)
         return prepared, targets, labels, rows
 
     def training_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
-        whole = len(batch[0]) == self.config.data.batch_size
+        size = self.config.data.batch_size, self.config.data.image_size
+        whole = (len(batch[0]), batch[0].shape[-1]) == size
         network = self.compiled if self.compiled is not None and whole else self.network
         total, outputs = self._outputs(batch, network)
         # The mean over all images of the optimizer step, whatever batches and processes they come
@@ -173,6 +179,19 @@ class LesionClassifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[ENTRY] = self.metadata
+
+
+def side_in(epoch: int, config: Config) -> int:
+    """Side of the training images in an epoch, counted from 0, pixels.
+
+    It rises evenly from data.start_size in the first epoch to data.image_size in the last one, in
+    steps of 16, which most networks divide by.
+    """
+    end, last = config.data.image_size or 224, config.training.max_epochs - 1
+    start = config.data.start_size
+    if start is None or epoch >= last:
+        return end
+    return min(end, max(start, round((start + (end - start) * epoch / last) / 16) * 16))
 
 
 def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) -> LesionClassifier:

@@ -31,7 +31,7 @@ from mlops_project.errors import (
     signal_arrived,
 )
 from mlops_project.metrics import monitor_mode
-from mlops_project.models.build import build_model
+from mlops_project.models.build import build_model, try_size
 from mlops_project.training import (
     checkpoints,
     folders,
@@ -113,6 +113,8 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
         resume.check_data(data, config)
     pl.seed_everything(config.seed, verbose=False)
     built = build_model(config.model, data.image_size, load_weights=resume is None)
+    if config.data.start_size:
+        try_size(built.network, config.model, config.data.start_size, "data.start_size")
     if resume:
         built.weights = resume.facts["weights"]
     choose_presets(config, built.network, len(data.rows_of("train")))
