@@ -20,13 +20,12 @@ from mlops_project.errors import (
     raise_for_signal,
 )
 from mlops_project.printable import printable
+from mlops_project.threads import wait_briefly
 
 if TYPE_CHECKING:
     import typer
 
-# Threads that wait for each other by spinning bring two runs on one machine nearly to a halt. Read
-# when torch is imported; alone on the machine it costs next to nothing.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+wait_briefly()
 
 log = logging.getLogger("mlops_project")
 

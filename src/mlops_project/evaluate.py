@@ -14,6 +14,7 @@ import typer
 
 from mlops_project.command_line import run_typer
 from mlops_project.console import start_console
+from mlops_project.threads import wait_longer_if_alone
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -75,6 +76,7 @@ def evaluate(
     with a 95 % interval; thresholds, calibration and prediction sets are fitted on the run's
     validation split. Images without a diagnosis are predicted.
     """
+    wait_longer_if_alone()
     from mlops_project.evaluation.report import evaluate as run
 
     start_console()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlops_project import settings
 from mlops_project.command_line import run_command
+from mlops_project.threads import wait_longer_if_alone
 
 
 def main() -> int:
@@ -37,6 +38,7 @@ def main() -> int:
 
         require_folder(Path(config.data.data_dir))
 
+    wait_longer_if_alone()
     from mlops_project.training.run import train
 
     train(config, settings.given(arguments))

@@ -1,156 +1,145 @@
-"""`wandb sweep` and `wandb agent`, the real client against a server on this machine.
-
-The server speaks as much of Weights & Biases' GraphQL as the client needs for one trial.
-"""
+"""`wandb sweep` and `wandb agent`, the real client against a server on this machine."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
-import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.guide.sweep_server import SWEEP, Server, serve
+
 ROOT = Path(__file__).resolve().parents[2]
-TRIAL = {"training.learning_rate": 0.001, "data.batch_size": 16, "model.variant": "b1"}
-PROJECT = {"id": "P", "name": "skin-lesion-classification", "entity": {"id": "E", "name": "me"}}
 
 
-class Server(ThreadingHTTPServer):
-    """Hands out one trial, and keeps what it is sent."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.config = ""  # of the sweep, as YAML
-        self.handed_out = self.started = False
-        self.received: list[str] = []
-
-    def reply(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
-        sweep = {"id": "S", "name": "abc123", "state": "RUNNING", "config": self.config}
-        if operation == "Viewer":
-            teams: dict[str, list[Any]] = {"edges": []}
-            viewer = {"id": "U", "entity": "me", "username": "me", "flags": "{}", "teams": teams}
-            return {"viewer": viewer | {"email": "me@example.org", "apiKeys": {"edges": []}}}
-        if operation == "UpsertSweep":
-            self.config = variables["config"]
-            named = {"id": "S", "name": "abc123", "project": PROJECT}
-            return {"upsertSweep": {"sweep": named, "configValidationWarnings": []}}
-        if operation in ("SweepWithRuns", "Sweep"):
-            facts: dict[str, Any] = {"runs": {"edges": []}, "runCount": 0, "heartbeatAt": None}
-            facts["createdAt"] = "2026-01-01T00:00:00"
-            return {"project": {"sweep": sweep | facts}}
-        if operation == "CreateAgent":
-            return {"createAgent": {"agent": {"id": "A"}}}
-        if operation == "Heartbeat":
-            arguments = {name: {"value": value} for name, value in TRIAL.items()}
-            program = yaml.safe_load(self.config)["program"]
-            trial = {"type": "run", "run_id": "run1", "args": arguments, "program": program}
-            states = json.loads(variables.get("runState") or "{}")
-            over = self.started and not states
-            self.started = self.started or bool(states)
-            commands = [{"type": "exit"}] if over else [] if self.handed_out else [trial]
-            self.handed_out = True
-            return {"agentHeartbeat": {"agent": {"id": "A"}, "commands": json.dumps(commands)}}
-        if operation == "UpsertBucket":
-            bucket: dict[str, Any] = {
-                "id": "B",
-                "name": "run1",
-                "displayName": "run1",
-                "project": PROJECT,
-            }
-            bucket |= {"config": "{}", "sweepName": "abc123", "historyLineCount": 0}
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
-        if operation == "CreateRunFiles":
-            return {"createRunFiles": {"runID": "B", "uploadHeaders": [], "files": []}}
-        return {}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        self.server.received.append(body.decode(errors="replace"))
-        try:
-            query = json.loads(body)
-            operation = re.search(r"(?:query|mutation)\s+(\w+)", query.get("query") or "")
-        except (ValueError, AttributeError):
-            query, operation = {}, None
-        name = operation.group(1) if operation else ""
-        answer = {"data": self.server.reply(name, query.get("variables") or {})}
-        data = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    do_GET = do_PUT = do_POST
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield running
-        running.shutdown()
-
-
-def test_a_sweep_is_made_and_its_trial_reports_the_metric(
-    server: Server, demo_folder: Path, tmp_path: Path
-) -> None:
+def start(server: Server, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Weights & Biases' program, at work in a folder."""
     environment = os.environ | {
         "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
         "WANDB_API_KEY": "a" * 40,
         "WANDB_SILENT": "false",
         "NO_PROXY": "127.0.0.1",
     }
+    return subprocess.Popen(
+        [sys.executable, "-m", "wandb", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
-    def wandb(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "wandb", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stdout
-        return done.stdout
 
-    said = wandb("sweep", str(ROOT / "configs/sweeps.yaml"))
-    assert "wandb agent me/skin-lesion-classification/abc123" in said
+def run(server: Server, folder: Path, *arguments: str) -> str:
+    done = start(server, folder, *arguments)
+    said, _ = done.communicate(timeout=240)
+    assert done.returncode == 0, said
+    return said
+
+
+def adapted(written: dict[str, Any], *settings: str) -> str:
+    """A sweep as YAML, for a test's working folder, with more settings."""
+    command = list(written["command"])
+    place = command.index("run") + 1
+    command[place:place] = ["--no-sync", "--project", str(ROOT)]
+    program = str(ROOT / written["program"])
+    return yaml.safe_dump(written | {"program": program, "command": [*command, *settings]})
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    trial = {"training.learning_rate": 0.001, "data.batch_size": 16, "model.variant": "b1"}
+    with serve({"run1": trial}) as running:
+        yield running
+
+
+def test_a_sweep_is_made_and_its_trial_reports_the_metric(
+    server: Server, demo_folder: Path, tmp_path: Path
+) -> None:
+    said = run(server, tmp_path, "sweep", str(ROOT / "configs/sweeps.yaml"))
+    assert f"wandb agent {SWEEP}" in said
     written = yaml.safe_load((ROOT / "configs/sweeps.yaml").read_text())
     assert yaml.safe_load(server.config) == written
 
     # The same sweep for a test's folder, data and patience
-    command = list(written["command"])
-    place = command.index("run") + 1
-    command[place:place] = ["--no-sync", "--project", str(ROOT)]
-    command += [f"data.data_dir={demo_folder}", "data.image_size=32", "model.pretrained=false"]
-    command += ["training.max_epochs=1", "training.limit_train_batches=2"]
-    program = str(ROOT / written["program"])
-    server.config = yaml.safe_dump(written | {"program": program, "command": command})
-    said = wandb("agent", "--count", "1", "me/skin-lesion-classification/abc123")
+    server.config = adapted(
+        written,
+        *(f"data.data_dir={demo_folder}", "data.image_size=32", "model.pretrained=false"),
+        *("training.max_epochs=1", "training.limit_train_batches=2"),
+    )
+    said = run(server, tmp_path, "agent", "--count", "1", SWEEP)
     made = tmp_path / "models/efficientnet/version_0/config.yaml"
     assert made.is_file(), said
     settings = yaml.safe_load(made.read_text())
     assert settings["model"]["variant"] == "b1", said
     assert settings["data"]["batch_size"] == 16
     assert settings["training"]["learning_rate"] == 0.001
-    assert any("val_f1_score" in text for text in server.received)
+    assert len(server.history["run1"]) == 1
+    assert server.exit_codes == {"run1": 0}
+
+
+@pytest.mark.slow
+def test_twenty_trials_of_two_agents_one_of_which_is_killed(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    """One fails, some are stopped by hyperband, an agent is killed: none is lost or repeated."""
+    trials = {
+        f"run{n}": {"seed": n, "training.learning_rate": 10.0 ** -(n % 5) / 10} for n in range(20)
+    }
+    trials["run3"]["model.dropout_rate"] = 1.5  # refused
+    sweep = {
+        "program": "src/mlops_project/train.py",
+        "method": "random",
+        "metric": {"name": "val_loss", "goal": "minimize"},
+        "early_terminate": {"type": "hyperband", "min_iter": 2},
+        "parameters": {"seed": {"min": 0, "max": 19}},
+        "command": [
+            "${env}",
+            "uv",
+            "run",
+            "${program}",
+            "wandb.enabled=true",
+            "${args_no_hyphens}",
+        ],
+    }
+    with serve(trials) as server:
+        server.config = adapted(
+            sweep,
+            *(f"data.data_dir={demo_folder}", f"data.cache={tmp_path / 'cache'}"),
+            *("data.image_size=32", "data.batch_size=16", "training.max_epochs=60"),
+            "training.early_stopping_patience=0",
+        )
+        agents = [start(server, tmp_path, "agent", SWEEP) for _ in range(2)]
+        killed = agents[0]
+        assert killed.stdout is not None
+        for line in killed.stdout:  # its second trial is under way
+            if "version_" in line and len([*server.agent_of.values()]) >= 4:
+                break
+        with server.lock:
+            killed.kill()
+            orphan = [r for r, a in server.agent_of.items() if r not in server.gone]
+        agents[0] = start(server, tmp_path, "agent", SWEEP)
+        said = [agent.communicate(timeout=1500)[0] for agent in agents]
+        killed.communicate()
+        assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)
+
+        assert list(server.agent_of) == list(trials), "each was handed out, once"
+        assert set(server.agent_of.values()) == {"agent1", "agent2", "agent3"}
+        assert {server.exit_codes.get(run) for run in server.stopped} <= {143}
+        finished = set(trials) - {"run3"} - server.stopped
+        assert {run: server.exit_codes.get(run) for run in finished} == dict.fromkeys(finished, 0)
+        assert "run3" not in server.exit_codes
+        assert "run3" in server.gone
+        assert orphan
+        assert 3 <= len(server.stopped) <= 12
+
+    folders = list((tmp_path / "models/baseline_cnn").iterdir())
+    seeds = [yaml.safe_load((f / "config.yaml").read_text())["seed"] for f in folders]
+    assert sorted(seeds) == [n for n in range(20) if n != 3]
+    done = [f for f in folders if (f / "results.json").exists()]
+    assert len(done) == len(finished)

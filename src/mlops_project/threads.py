@@ -1,0 +1,33 @@
+"""How the threads of a computation wait for each other: awake, or asleep.
+
+Awake they start at once, which a network of many small layers gains up to a third from, but they
+take the processor's time from others: two trainings at once then come to a tenth of their speed.
+PyTorch's threads are GNU OpenMP's, which reads from the environment, when torch is imported, how
+often to look before going to sleep. Measured with two cores and tf_efficientnetv2_b0 at 128 pixels,
+in images/s, alone and each of two at once: never 30 and 23, 1,000 times 35 and 23, 10,000 times 38
+and 12, 30,000 times 39 and 7.
+"""
+
+from __future__ import annotations
+
+import os
+
+LOOKS, LOOKS_ALONE = 1_000, 30_000
+BUSY = 0.3  # cores that others use, from which on this process is not alone
+SECONDS = 0.2  # over which that is measured
+
+
+def wait_briefly() -> None:
+    """Lets threads go to sleep soon, unless the user has said how they are to wait."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(LOOKS))
+
+
+def wait_longer_if_alone() -> None:
+    """Lets threads stay awake where nobody else computes; for the start of a long computation."""
+    if os.environ.get("GOMP_SPINCOUNT") != str(LOOKS) or "OMP_WAIT_POLICY" in os.environ:
+        return
+    import psutil
+
+    if psutil.cpu_percent(SECONDS) / 100 * (os.cpu_count() or 1) < BUSY:
+        os.environ["GOMP_SPINCOUNT"] = str(LOOKS_ALONE)
