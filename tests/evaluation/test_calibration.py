@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from mlops_project.config import Config
 from mlops_project.data.diagnoses import BINARY, DIAGNOSES, malignant_classes
-from mlops_project.evaluation import calibration, measures, operating_points
+from mlops_project.evaluation import calibration, decisions, measures, operating_points
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.training.checkpoints import AtomicCheckpointIO
+from tests.evaluation.presentation.examples import make_predictions
 
 
 def sample(seed: int, n: int, sharpness: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -102,6 +104,28 @@ def test_a_model_of_the_training_images_frequencies_is_left_alone() -> None:
     facts = {"class_names": names, "training_images": dict.fromkeys(names, 5)}
     model = TrainedModel(Path("a.ckpt"), torch.nn.Identity(), Config(), facts, epoch=1)
     assert not model.log_prior(names).any()
+
+
+def test_a_fold_s_decisions_are_fitted_on_the_other_folds() -> None:
+    names = list(DIAGNOSES)
+    table = make_predictions(600, 7)
+    folds = pd.factorize(table["lesion_id"])[0] % 3
+    offsets = np.linspace(-1, 1, 7)
+    facts, calibrated = decisions.decide_across(names, table, folds, 0.85, offsets)
+    temperatures, hits, found = [], 0.0, 0
+    for fold in range(3):
+        others, own = table[folds != fold], table[folds == fold].reset_index(drop=True)
+        one, expected = decisions.decide(names, others, own, 0.85, offsets)
+        assert np.allclose(calibrated[folds == fold], expected)
+        temperatures.append(one["calibration"]["temperature"])
+        count = int((own["y_true"] == "mel").sum())
+        hits += one["operating_points"]["melanoma"]["evaluated"]["sensitivity"]["value"] * count
+        found += count
+    assert facts["calibration"]["temperature"] == pytest.approx(np.mean(temperatures))
+    assert facts["calibration"]["folds"] == 3
+    point = facts["operating_points"]["melanoma"]
+    assert point["evaluated"]["sensitivity"]["value"] == pytest.approx(hits / found)
+    assert "prediction_sets" not in facts
 
 
 def test_one_image_fits_no_temperature_and_a_certain_one_breaks_nothing() -> None:

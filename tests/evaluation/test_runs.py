@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,8 @@ def test_each_lesion_is_in_one_validation_fold_and_is_evaluated_once(
     test = splits[0].loc[splits[0]["split"] == "test", "image_id"]
     assert not val["image_id"].duplicated().any()
     assert set(val["image_id"]) | set(test) == set(splits[0]["image_id"])
+    facts = json.loads((folder / "out/metrics.json").read_text())
+    assert facts["calibration"]["folds"] == 2
     told_of = pd.read_csv(folder / "out/predictions.csv")
     assert sorted(told_of["image_id"]) == sorted(val["image_id"])
 

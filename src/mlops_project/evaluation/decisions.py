@@ -1,5 +1,5 @@
 """What follows from the probabilities: calibration, thresholds and sets, fitted on the validation
-split and judged on the images that are evaluated."""
+split, or on a cross-validation's other folds, and judged on the images that are evaluated."""
 
 from __future__ import annotations
 
@@ -70,6 +70,66 @@ def decide(
     return facts, all_scaled
 
 
+def decide_across(
+    names: list[str],
+    predictions: pd.DataFrame,
+    folds: np.ndarray,
+    sensitivity: float,
+    offsets: np.ndarray,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """`decide` for a cross-validation: of each fold, by what was fitted on all other folds.
+
+    Args:
+        names, sensitivity, offsets: as for `decide`.
+        predictions: a table of `inference.Predictions`, out of fold.
+        folds: of each prediction, int [N], two folds at least.
+
+    Returns:
+        As of `decide`, but for prediction_sets; temperature and thresholds are the folds' means.
+    """
+    labels, raw = _arrays(names, predictions)
+    lesions = predictions["lesion_id"].to_numpy()
+    known, numbers = labels >= 0, np.unique(folds)
+    scaled, temperatures = np.empty_like(raw), []
+    questions = _questions(names)
+    positive = {question: np.zeros(len(labels), dtype=bool) for question in questions}
+    chosen: dict[str, list[float]] = {question: [] for question in questions}
+    for number in numbers:
+        own, others = folds == number, (folds != number) & known
+        temperatures.append(calibration.fit_temperature(labels[others], raw[others], offsets))
+        within = calibration.with_temperature(raw, temperatures[-1], offsets)
+        scaled[own] = within[own]
+        for question, classes in questions.items():
+            scores, truth = within[:, classes].sum(axis=1), np.isin(labels, classes)
+            threshold = operating_points.choose_threshold(
+                truth[others], scores[others], sensitivity
+            )
+            chosen[question].append(threshold)
+            positive[question][own] = scores[own] >= threshold
+    if not known.any():
+        return {}, scaled
+    points = {}
+    for question, classes in questions.items():
+        truth, scores = np.isin(labels, classes), scaled[:, classes].sum(axis=1)
+        threshold = float(np.mean(chosen[question]))
+        if np.isnan(threshold):
+            points[question] = {"threshold": threshold, "gap": "a fold has no such image"}
+            continue
+        found = _judged(truth[known], scores[known], positive[question][known], lesions[known])
+        points[question] = {"target_sensitivity": sensitivity, "threshold": threshold} | found
+    facts = {
+        "calibration": {
+            "temperature": float(np.mean(temperatures)),
+            "offsets": dict(zip(names, offsets.tolist(), strict=True)),
+            "folds": len(numbers),
+            "before": _calibration(labels[known], raw[known], lesions[known]),
+            "after": _calibration(labels[known], scaled[known], lesions[known]),
+        },
+        "operating_points": points,
+    }
+    return facts, scaled
+
+
 def _questions(names: list[str]) -> dict[str, list[int]]:
     """Which classes count as a yes to "malignant?" and, where the classes tell, "melanoma?"."""
     melanoma = {"melanoma": [names.index("mel")]} if "mel" in names else {}
@@ -106,6 +166,17 @@ def _operating_point(
     ones = np.ones((1, len(truth)))
     before = measures.binary(ones, truth, scores >= threshold)
     truth, scores = evaluated
+    return {
+        "target_sensitivity": sensitivity,
+        "threshold": threshold,
+        "validation": {name: float(value[0]) for name, value in before.items()},
+    } | _judged(truth, scores, scores >= threshold, lesions)
+
+
+def _judged(
+    truth: np.ndarray, scores: np.ndarray, positive: np.ndarray, lesions: np.ndarray
+) -> dict[str, Any]:
+    """What decisions, bool [N], and the scores that they are made by come to."""
     thresholds = operating_points.THRESHOLDS
 
     def ranking(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -113,14 +184,11 @@ def _operating_point(
         return {"auroc": auroc, "average_precision": average_precision}
 
     return {
-        "target_sensitivity": sensitivity,
         "applies_to": "calibrated probability",
-        "threshold": threshold,
-        "validation": {name: float(value[0]) for name, value in before.items()},
         "evaluated": bootstrap.with_intervals(
             lesions,
-            lambda weights: measures.binary(weights, truth, scores >= threshold),
-            measures.seen_by(truth, scores >= threshold),
+            lambda weights: measures.binary(weights, truth, positive),
+            measures.seen_by(truth, positive),
         ),
         "ranking": bootstrap.with_intervals(lesions, ranking),
         "decision_curve": {

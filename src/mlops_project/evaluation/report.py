@@ -26,12 +26,8 @@ from mlops_project.evaluation import (
     out_of_distribution,
     subgroups,
 )
-from mlops_project.evaluation.decisions import decide
-from mlops_project.evaluation.images import (
-    Images,
-    open_images,
-    reopen,
-)
+from mlops_project.evaluation.decisions import decide, decide_across
+from mlops_project.evaluation.images import OUT_OF_FOLD, Images, open_images, reopen
 from mlops_project.evaluation.inference import Predictions, embed, predict
 from mlops_project.evaluation.presentation import terminal
 from mlops_project.evaluation.presentation.model_card import write_model_card
@@ -104,6 +100,8 @@ def evaluate(
         facts["subgroups"] = _subgroups(images.class_names, known, labelled)
     if validation is not None:
         _calibrate(facts, models, images, validation, table, target_sensitivity)
+    elif _is_cross_validation(images, split):
+        _calibrate_across(facts, models, images, table, target_sensitivity)
     if not labelled.empty:
         facts["abstention"] = _abstention(images.class_names, predictions.labelled())
     written = _write(folder, facts, table)  # whatever may fail below
@@ -168,6 +166,27 @@ def _calibrate(
             models[0].epoch,
             known["validation_images"],
         )
+
+
+def _is_cross_validation(images: Images, split: str) -> bool:
+    """Whether each image is told by one of several models, which is that of its fold."""
+    once = bool((images.asked.sum(axis=0) == 1).all())
+    return split == OUT_OF_FOLD and once and int(images.asked.any(axis=1).sum()) > 1
+
+
+def _calibrate_across(
+    facts: dict[str, Any],
+    models: Sequence[TrainedModel],
+    images: Images,
+    table: pd.DataFrame,
+    target_sensitivity: float,
+) -> None:
+    """`_calibrate` for a cross-validation."""
+    names, folds = images.class_names, images.asked.argmax(axis=0)
+    offsets = np.mean([model.log_prior(names) for model in models], axis=0)
+    decided, calibrated = decide_across(names, table, folds, target_sensitivity, offsets)
+    facts |= decided
+    table[[f"calibrated_{name}" for name in names]] = calibrated
 
 
 def _abstention(names: list[str], labelled: pd.DataFrame) -> dict[str, Any]:
@@ -307,6 +326,11 @@ def _validation(
 ) -> tuple[Predictions | None, str]:
     """Predictions of the runs' own validation split, or why there are none."""
     missing = "no calibration, thresholds, prediction sets and out-of-distribution scores: "
+    if _is_cross_validation(images, split):
+        return (
+            None,
+            "no prediction sets and out-of-distribution scores: all images are of folds",
+        )
     if split != "test":
         return None, f"{missing}they are fitted on images that are evaluated here"
     if len({model.facts["split_hash"] for model in models}) > 1:

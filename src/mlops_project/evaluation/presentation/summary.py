@@ -90,7 +90,8 @@ def _findings(facts: dict[str, Any], images: Labelled | None, question: str) -> 
     of, rest, name = QUESTIONS[question]
     point = get(facts, "operating_points", question)
     found = {n: metric(get(point, "evaluated", n)) for n in ("sensitivity", "specificity", "ppv")}
-    how = "at the threshold chosen on the validation images"
+    where = "other folds" if get(facts, "calibration", "folds") else "validation images"
+    how = f"at the threshold chosen on the {where}"
     threshold = number(get(point, "threshold"))
     if not math.isnan(threshold):
         how += f" (a calibrated probability of {100 * threshold:.0f} %)"

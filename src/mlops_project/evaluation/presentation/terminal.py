@@ -90,7 +90,8 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
 
     if "calibration" not in facts:
         return
-    table = Table(title="thresholds of calibrated probabilities, chosen on validation", box=SIMPLE)
+    where = "the other folds" if "folds" in facts["calibration"] else "validation"
+    table = Table(title=f"thresholds of calibrated probabilities, chosen on {where}", box=SIMPLE)
     for column in ("question", "threshold", "sensitivity", "specificity", "PPV", "NPV"):
         table.add_column(column, justify="left" if column == "question" else "right")
     for question, point in facts["operating_points"].items():
@@ -110,7 +111,7 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
         f"calibration: temperature {known['temperature']:.2f}{prior}, ECE {before:.3f} -> "
         f"{after:.3f}"
     ]
-    for coverage, sets in facts["prediction_sets"].items():
+    for coverage, sets in facts.get("prediction_sets", {}).items():
         lines.append(
             f"prediction sets for {float(coverage):.0%}: {sets['coverage']:.3f} of them "
             f"({_interval(sets['coverage_ci95'])}) hold the true class, "
