@@ -30,7 +30,8 @@ def show(facts: dict[str, Any], written: list[Path]) -> None:
     console = Console()
     note = ", SYNTHETIC DATA" if facts["synthetic"] else ""
     count = f"{facts['n_images']} images, {facts['n_lesions']} lesions"
-    title = f"{facts['model']}, {facts['split']}{note}\n{count}"
+    views = ", test-time augmentation" if facts["tta"] else ""
+    title = f"{facts['model']}, {facts['split']}{views}{note}\n{count}"
     if "metrics" in facts:
         _show_metrics(console, facts, title)
         _show_decisions(console, facts)
@@ -65,7 +66,9 @@ def _show_metrics(console: Any, facts: dict[str, Any], title: str) -> None:
     console.print(table)
     columns = list(next(iter(facts["per_class"].values())))
     # As wide as the narrowest terminals
-    table = Table(title="each class against the rest", box=SIMPLE, pad_edge=False)
+    table = Table(
+        title="each class against the rest", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("class")
     for column in columns:
         table.add_column(SHORT.get(column, column), justify="right")
