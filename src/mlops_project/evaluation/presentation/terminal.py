@@ -29,7 +29,8 @@ def show(facts: dict[str, Any], written: list[Path]) -> None:
 
     console = Console()
     note = ", SYNTHETIC DATA" if facts["synthetic"] else ""
-    count = f"{facts['n_images']} images, {facts['n_lesions']} lesions"
+    images, lesions = facts["n_images"], facts["n_lesions"]
+    count = f"{images} image{'s' * (images != 1)}, {lesions} lesion{'s' * (lesions != 1)}"
     views = ", test-time augmentation" if facts["tta"] else ""
     title = f"{facts['model']}, {facts['split']}{views}{note}\n{count}"
     if "metrics" in facts:
@@ -46,6 +47,7 @@ def show(facts: dict[str, Any], written: list[Path]) -> None:
         text += "for {attribute} {worse} than for {better}"
         lines.insert(0, text.format(**gap, told=_interval(gap["ci95"])))
     names = [path.name for path in written if path.parent == written[0].parent]
+    names += ["explanations/"] if facts.get("explanations") else []
     lines.append(f"written to {written[0].parent}/: {', '.join(names)}")
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
