@@ -14,7 +14,7 @@ import os
 
 LOOKS, LOOKS_ALONE = 1_000, 30_000
 BUSY = 0.3  # cores that others use, from which on this process is not alone
-SECONDS = 0.2  # over which that is measured
+SECONDS = 0.1  # over which that is measured
 
 
 def wait_briefly() -> None:
