@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
         exit_codes: of the runs that have reported their end.
         gone: runs that their agent no longer has, whether they have reported anything or not.
         stopped: runs that an agent was told to stop.
-        received: all texts.
+        changed: a condition that holds while any of these is looked at, told of each change.
     """
 
     def __init__(self, trials: Mapping[str, dict[str, Any]]) -> None:
@@ -46,8 +46,7 @@ class Server(ThreadingHTTPServer):
         self.exit_codes: dict[str, int] = {}
         self.gone: set[str] = set()
         self.stopped: set[str] = set()
-        self.received: list[str] = []
-        self.lock = threading.Lock()
+        self.changed = threading.Condition()
 
     def reply(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The answer to a GraphQL request; empty for one that is not known."""
@@ -130,9 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
-        with self.server.lock:
-            self.server.received.append(body.decode(errors="replace"))
+        with self.server.changed:
             answer = self._answer(body)
+            self.server.changed.notify_all()
         data = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

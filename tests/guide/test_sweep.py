@@ -17,28 +17,29 @@ from tests.guide.sweep_server import SWEEP, Server, serve
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(server: Server, folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Weights & Biases' program, at work in a folder."""
+def start(server: Server, folder: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Weights & Biases' program, at work in a folder; what it says goes to a file."""
     environment = os.environ | {
         "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
         "WANDB_API_KEY": "a" * 40,
         "WANDB_SILENT": "false",
         "NO_PROXY": "127.0.0.1",
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "wandb", *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "wandb", *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def run(server: Server, folder: Path, *arguments: str) -> str:
-    done = start(server, folder, *arguments)
-    said, _ = done.communicate(timeout=240)
-    assert done.returncode == 0, said
+    output = folder / "said.txt"
+    code = start(server, folder, output, *arguments).wait(timeout=240)
+    said = output.read_text()
+    assert code == 0, said
     return said
 
 
@@ -114,29 +115,39 @@ def test_twenty_trials_of_two_agents_one_of_which_is_killed(
             *("data.image_size=32", "data.batch_size=16", "training.max_epochs=60"),
             "training.early_stopping_patience=0",
         )
-        agents = [start(server, tmp_path, "agent", SWEEP) for _ in range(2)]
-        killed = agents[0]
-        assert killed.stdout is not None
-        for line in killed.stdout:  # its second trial is under way
-            if "version_" in line and len([*server.agent_of.values()]) >= 4:
-                break
-        with server.lock:
-            killed.kill()
-            orphan = [r for r, a in server.agent_of.items() if r not in server.gone]
-        agents[0] = start(server, tmp_path, "agent", SWEEP)
-        said = [agent.communicate(timeout=1500)[0] for agent in agents]
-        killed.communicate()
-        assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)
+        outputs = [tmp_path / f"agent{n}.txt" for n in range(3)]
+        killed = start(server, tmp_path, outputs[0], "agent", SWEEP)
+        with server.changed:
+            assert server.changed.wait_for(lambda: server.agents == 1, timeout=100)
+        other = start(server, tmp_path, outputs[1], "agent", SWEEP)
+        with server.changed:  # until a trial that is not its first tells of itself
+            own: list[str] = []
 
+            def under_way() -> bool:
+                own[:] = [run for run, agent in server.agent_of.items() if agent == "agent1"]
+                return len(own) > 1 and own[-1] in server.history
+
+            assert server.changed.wait_for(under_way, timeout=300), outputs[0].read_text()
+            killed.kill()
+            assert own[-1] not in server.exit_codes
+        killed.wait()
+        newer = start(server, tmp_path, outputs[2], "agent", SWEEP)
+        codes = [agent.wait(timeout=1200) for agent in (other, newer)]
+        assert codes == [0, 0], "\n".join(output.read_text() for output in outputs)
+
+        # The trial of the killed agent goes on by itself.
+        with server.changed:
+            assert server.changed.wait_for(lambda: own[-1] in server.exit_codes, timeout=120)
         assert list(server.agent_of) == list(trials), "each was handed out, once"
         assert set(server.agent_of.values()) == {"agent1", "agent2", "agent3"}
-        assert {server.exit_codes.get(run) for run in server.stopped} <= {143}
-        finished = set(trials) - {"run3"} - server.stopped
-        assert {run: server.exit_codes.get(run) for run in finished} == dict.fromkeys(finished, 0)
-        assert "run3" not in server.exit_codes
+        assert set(server.exit_codes) == set(trials) - {"run3"}, "each has told of its end"
         assert "run3" in server.gone
-        assert orphan
-        assert 3 <= len(server.stopped) <= 12
+        finished = {run for run, code in server.exit_codes.items() if code == 0}
+        early = {run for run, code in server.exit_codes.items() if code == 143}
+        assert finished | early == set(server.exit_codes)
+        assert early <= server.stopped
+        assert len(early) >= 3
+        assert own[-1] in finished
 
     folders = list((tmp_path / "models/baseline_cnn").iterdir())
     seeds = [yaml.safe_load((f / "config.yaml").read_text())["seed"] for f in folders]
