@@ -140,13 +140,13 @@ def test_twenty_trials_of_two_agents_one_of_which_is_killed(
             assert server.changed.wait_for(lambda: own[-1] in server.exit_codes, timeout=120)
         assert list(server.agent_of) == list(trials), "each was handed out, once"
         assert set(server.agent_of.values()) == {"agent1", "agent2", "agent3"}
-        assert set(server.exit_codes) == set(trials) - {"run3"}, "each has told of its end"
-        assert "run3" in server.gone
-        finished = {run for run, code in server.exit_codes.items() if code == 0}
-        early = {run for run, code in server.exit_codes.items() if code == 143}
-        assert finished | early == set(server.exit_codes)
-        assert early <= server.stopped
+        assert set(server.exit_codes.values()) == {0}
+        finished = set(server.exit_codes)
+        # Those that were stopped have saved themselves, and may go on as the same run.
+        early = set(trials) - finished - {"run3"}
         assert len(early) >= 3
+        assert early <= server.stopped & server.gone
+        assert "run3" in server.gone - finished
         assert own[-1] in finished
 
     folders = list((tmp_path / "models/baseline_cnn").iterdir())
@@ -154,3 +154,4 @@ def test_twenty_trials_of_two_agents_one_of_which_is_killed(
     assert sorted(seeds) == [n for n in range(20) if n != 3]
     done = [f for f in folders if (f / "results.json").exists()]
     assert len(done) == len(finished)
+    assert all((f / "checkpoints/last.ckpt").is_file() for f in folders)
