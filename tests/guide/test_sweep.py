@@ -140,9 +140,9 @@ def test_twenty_trials_of_two_agents_one_of_which_is_killed(
             assert server.changed.wait_for(lambda: own[-1] in server.exit_codes, timeout=120)
         assert list(server.agent_of) == list(trials), "each was handed out, once"
         assert set(server.agent_of.values()) == {"agent1", "agent2", "agent3"}
-        assert set(server.exit_codes.values()) == {0}
-        finished = set(server.exit_codes)
-        # Those that were stopped have saved themselves, and may go on as the same run.
+        finished = {run for run, code in server.exit_codes.items() if code == 0}
+        # Those that were stopped have saved themselves, and may go on as the same run; the client
+        # may or may not get to say that they have ended.
         early = set(trials) - finished - {"run3"}
         assert len(early) >= 3
         assert early <= server.stopped & server.gone
