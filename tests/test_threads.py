@@ -1,0 +1,43 @@
+"""How threads are told to wait, by what the user says and by who else computes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mlops_project.threads import LOOKS
+
+WORK = "while True: pass"
+ASK = """
+import os
+from mlops_project.threads import wait_briefly, wait_longer_if_alone
+wait_briefly()
+wait_longer_if_alone()
+print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+def told(**said: str) -> str:
+    """The two variables of a program that starts with what the user has said."""
+    unset = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    words = [sys.executable, "-c", ASK]
+    return subprocess.run(words, env=unset | said, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize("policy", ["ACTIVE", "PASSIVE"])
+def test_what_the_user_says_stays(policy: str) -> None:
+    assert told(OMP_WAIT_POLICY=policy) == f"{policy} None"
+    assert told(GOMP_SPINCOUNT="77") == "None 77"
+
+
+def test_beside_others_that_compute_threads_soon_fall_asleep() -> None:
+    others = [subprocess.Popen([sys.executable, "-c", WORK]) for _ in range(os.cpu_count() or 1)]
+    try:
+        assert told() == f"None {LOOKS}"
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
