@@ -1,10 +1,11 @@
 """How the threads of a computation wait for each other: awake, or asleep.
 
 Awake they start at once, which a network of many small layers gains a quarter from, but they take
-the processor's time from others: two trainings at once then come to a third of their speed. PyTorch's
-threads are GNU OpenMP's, which reads from the environment, when torch is imported, how often to
-look before going to sleep. `benchmarks/threads.py` on two cores, in images/s alone and of each of
-two at once: never 47 and 30, 1,000 times 51 and 28, 10,000 times 54 and 16, 30,000 times 59 and 9.
+the processor's time from others: two trainings at once then come to a third of their speed.
+PyTorch's threads are GNU OpenMP's, which reads from the environment, when torch is imported, how
+often to look before going to sleep. `benchmarks/threads.py` on two cores, in images/s alone and of
+each of two at once: never 47 and 30, 1,000 times 51 and 28, 10,000 times 54 and 16, 30,000 times 59
+and 9.
 """
 
 from __future__ import annotations
