@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import threading
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from rich.console import Console
 
 from mlops_project.errors import InputError
 from mlops_project.searching.display import Display
-from mlops_project.searching.storage import Storage
+from mlops_project.searching.results import report
+from mlops_project.searching.storage import RETRIES, Storage
 from mlops_project.searching.study import Done, Lost, Study
 from mlops_project.searching.sweep import read
-from mlops_project.searching.trials import count
+from mlops_project.searching.trials import abandoned, count
 from tests.searching.conftest import Server, WriteSweep
 
 # Claims trials until there is none left, and writes down each one that it has completed.
 CLAIM = """
 import sys, time
 from pathlib import Path
-from mlops_project.searching.storage import Storage
+from mlops_project.searching.results import report
+from mlops_project.searching.storage import RETRIES, Storage
 from mlops_project.searching.study import Done, Lost, Study
 from mlops_project.searching.sweep import read
 
@@ -137,7 +140,9 @@ def test_a_search_waits_for_a_server_that_is_started_again(
 def test_draws_depend_on_the_seed_and_the_number_of_the_trial_alone(
     write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
-    def draws(file: str, *given: str, failing: int = -1) -> list[Any]:
+    def draws(
+        file: str, *given: str, failing: int = -1, interrupted: Container[int] = ()
+    ) -> list[Any]:
         study = open_study(write_sweep(), f"sqlite:///{tmp_path / file}", *given)
         found = []
         for number in range(4):
@@ -145,6 +150,12 @@ def test_draws_depend_on_the_seed_and_the_number_of_the_trial_alone(
                 study = open_study(write_sweep(), f"sqlite:///{tmp_path / file}", *given)
             trial = study.claim(99)
             assert trial is not None
+            if number in interrupted:
+                study.give_back(trial)
+                again = study.claim(99)
+                assert again is not None
+                assert again.params == trial.params
+                trial = again
             found.append(trial.params)
             if number == failing:
                 study.fail(trial, "tried")
@@ -154,6 +165,7 @@ def test_draws_depend_on_the_seed_and_the_number_of_the_trial_alone(
 
     first = draws("a.db")
     assert draws("b.db", failing=0) == first
+    assert draws("d.db", interrupted=(0, 2)) == first
     assert draws("c.db", "seed=7") != first
     assert len({repr(p) for p in first}) == 4
 
@@ -226,13 +238,69 @@ def test_a_trial_that_was_worse_at_the_same_epoch_may_end(
     verdicts = []
     for epoch in (1, 2):
         study.report(good, 0.5, epoch)
-        verdicts.append(study.is_behind(good))
+        verdicts.append(study.is_behind(good, epoch))
         study.report(bad, 0.6, epoch)
-        verdicts.append(study.is_behind(bad))
+        verdicts.append(study.is_behind(bad, epoch))
     assert verdicts == [False, False, False, True]
     study.prune(bad)
     study.complete(good, 0.4)
     assert (count(study.trials()).complete, count(study.trials()).pruned) == (1, 1)
+
+
+def test_an_interrupted_trial_is_never_given_up_and_counts_once(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path = write_sweep(early_terminate={"type": "hyperband", "min_iter": 1, "eta": 3})
+    study = open_study(path, f"sqlite:///{tmp_path / 'study.db'}")
+
+    def begun(value: float) -> tuple[Any, bool]:
+        trial = study.claim(99)
+        assert trial is not None
+        if 1 not in study.reported(trial):
+            study.report(trial, value, 1)
+        return trial, study.is_behind(trial, 1)
+
+    for _ in range(RETRIES + 3):
+        best, behind = begun(0.10)
+        assert not behind
+        study.give_back(best)
+    best, _ = begun(0.10)
+    assert study.reported(best) == {1}
+    assert "error" not in best.user_attrs
+    study.complete(best, 0.10)
+    for _ in range(4):
+        trial, behind = begun(0.5)
+        assert behind
+        study.prune(trial)
+    trial, behind = begun(0.11)  # the second of six: two go on
+    assert not behind
+    study.complete(trial, 0.11)
+    assert abandoned(study.trials()) == []
+
+
+def test_a_trial_that_all_workers_die_of_is_given_up_and_told(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path = write_sweep(method="grid", parameters={"training.learning_rate": {"values": [0.1, 0.2]}})
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    deaths = 0
+    while True:
+        study = open_study(path, storage, grace=1)
+        try:
+            trial = study.claim(2)
+        except Done:
+            break
+        if trial is None:
+            continue
+        if trial.params["training.learning_rate"] == 0.1:
+            deaths += 1  # and nothing more is heard of it
+        else:
+            study.complete(trial, 0.5)
+    assert deaths == RETRIES + 1
+    assert [t.params for t in abandoned(study.trials())] == [{"training.learning_rate": 0.1}]
+    lines: list[str] = []
+    report(study, tmp_path, lines.append)
+    assert any(line.startswith(f"given up, for {RETRIES + 1} workers") for line in lines)
 
 
 def test_the_target_ends_a_search(write_sweep: WriteSweep, tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def test_what_is_given_is_kept_and_a_short_run_is_not_compiled(
 ) -> None:
     monkeypatch.setattr(presets, "_compiles", lambda device: True)
     assert chosen("model=efficientnet", images=100).training.compile is False
+    assert chosen("model=efficientnet", "training.max_epochs=20").training.compile is True
+    growing = chosen("model=efficientnet", "training.max_epochs=20", "data.start_size=128")
+    assert growing.training.compile is False  # which only whole images would gain from
     given = ("training.precision=bf16", "training.channels_last=false", "training.compile=true")
     training = chosen(*given).training
     assert (training.precision, training.channels_last, training.compile) == ("bf16", False, True)

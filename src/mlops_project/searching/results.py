@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_project.errors import ProjectError
 from mlops_project.files import atomic_write
+from mlops_project.searching.storage import RETRIES
 from mlops_project.searching.study import Study
-from mlops_project.searching.trials import best_number, count, duration, state
+from mlops_project.searching.trials import abandoned, best_number, count, duration, state
 from mlops_project.training.folders import table_text
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ def report(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
         + (f"; {counts.failed} more failed" if counts.failed else "")
         + (f"; {statistics.fmean(seconds):.0f} s each" if seconds else "")
     )
+    lost = abandoned(trials)
+    if lost:
+        numbers = ", ".join(str(t.number) for t in lost)
+        tell(f"given up, for {RETRIES + 1} workers each have died of it: trial {numbers}")
     tell(f"all trials       {table}")
     for gap in gaps:
         tell(f"                 {gap}")

@@ -109,7 +109,7 @@ def check(path: Path, arguments: Sequence[str]) -> tuple[list[str], Sweep | None
     if sweep.overrides:
         lines.append(f"all trials with {shlex.join(sweep.overrides)}")
     if sweep.halving:
-        epochs = sweep.halving.epochs(sweep.config.training.max_epochs)
+        epochs = sweep.halving.before(sweep.config.training.max_epochs)
         if epochs:
             told = ", ".join(map(str, epochs))
             lines.append(f"after epoch {told}: one of {sweep.halving.factor} goes on")

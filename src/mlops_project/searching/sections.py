@@ -25,6 +25,7 @@ TOP = (
     *("run_cap", "project", "entity", "description", "apiVersion", "kind", "controller"),
     *("job", "image_uri"),
 )
+LONGEST = 100_000  # epochs
 METRIC = ("name", "goal", "target", "impute", "impute_while_running")
 HYPERBAND = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 # What an agent of Weights & Biases puts in its place; with these, train.py gets the parameters.
@@ -40,23 +41,27 @@ class Halving:
     """Which trials end early: at each of some epochs, all but the best.
 
     Attributes:
-        first: epoch (counted from 1) after which trials are compared for the first time; then
-            after `factor` times as many, and so on.
+        epochs: after which trials are compared, counted from 1.
         factor: one of so many goes on.
         strict: compare what a trial is worth at that epoch, not the best it has been.
     """
 
-    first: int
+    epochs: tuple[int, ...]
     factor: int
     strict: bool = True
 
-    def epochs(self, last: int) -> list[int]:
-        """The epochs before the last one after which trials are compared."""
-        found, epoch = [], self.first
-        while epoch < last:
-            found.append(epoch)
-            epoch *= self.factor
-        return found
+    def before(self, end: int) -> list[int]:
+        """The epochs before that one."""
+        return [epoch for epoch in self.epochs if epoch < end]
+
+
+def powers(first: int, factor: int) -> tuple[int, ...]:
+    """`first`, `factor` times as many, and so on, as far as any run may get."""
+    found = []
+    while first < LONGEST:
+        found.append(first)
+        first *= factor
+    return tuple(found)
 
 
 @dataclass
@@ -220,13 +225,12 @@ def read_halving(node: Any, found: Findings) -> Halving | None:
     if len(found.problems) > before:
         return None
     if last is not None and steps is not None:
-        # The epochs are last / factor, last / factor², …, the first of at least 1 after s steps.
-        fitting = [n for n in range(1, steps + 1) if last / factor**n >= 1]
+        fitting = [int(last / factor**n) for n in range(steps, 0, -1) if last / factor**n >= 1]
         if not fitting:
             found.problems.append(f"{where}: max_iter: {last} is less than eta: {factor}")
             return None
-        return Halving(int(last / factor ** fitting[-1]), factor, strict)
+        return Halving(tuple(fitting), factor, strict)
     if first is None:
         found.problems.append(f"{where}: needs min_iter, or max_iter and s")
         return None
-    return Halving(first, factor, strict)
+    return Halving(powers(first, factor), factor, strict)

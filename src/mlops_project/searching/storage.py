@@ -17,12 +17,16 @@ from mlops_project.errors import InputError, ProjectError, file_failure
 from mlops_project.printable import printable
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
     from sqlalchemy import URL
 
 log = logging.getLogger("mlops_project")
 T = TypeVar("T")
 RETRIES = 5  # of a trial whose worker has died; it may be the trial that kills the machine
+# Kept with a queued trial: how many of its workers have died, and the trial that it goes on with.
+DEATHS, AFTER = "deaths", "after"
 OUTAGE_SECONDS = 300  # how long a database may be away before a search gives up
 BUSY_SECONDS = 60  # how long SQLite waits for another process that writes
 
@@ -60,7 +64,7 @@ class Storage:
         """Connects, makes the tables where there are none, and calls `use`, all under the lock."""
         import sqlalchemy
         from optuna.exceptions import StorageInternalError
-        from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+        from optuna.storages import RDBStorage
 
         options: dict[str, Any] = {"pool_pre_ping": True}
         if self.file is not None:
@@ -79,7 +83,7 @@ class Storage:
                         options,
                         heartbeat_interval=self.beat_seconds,
                         grace_period=self.grace,
-                        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES),
+                        heartbeat_stale_trial_callback=queue_again,
                     )
                 )
         except ImportError as error:
@@ -140,6 +144,31 @@ class Storage:
                 if message is None:
                     raise
                 raise ProjectError(message) from error
+
+
+def queue_again(study: Study, trial: FrozenTrial) -> None:
+    """Queues the parameters of a failed trial, for a worker to go on with what is there of it.
+
+    Unlike Optuna's own callback it counts only workers that died, not those that were interrupted,
+    and hands nothing on of how the failed trial ended.
+    """
+    from optuna.trial import TrialState, create_trial
+
+    attributes = dict(trial.user_attrs)
+    died = attributes.pop("error", None) is None
+    deaths = trial.system_attrs.get(DEATHS, 0) + died
+    if deaths > RETRIES:
+        return
+    study.add_trial(
+        create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=attributes,
+            system_attrs={DEATHS: deaths, AFTER: trial.number},
+            intermediate_values=trial.intermediate_values,
+        )
+    )
 
 
 def parse(address: str) -> URL:

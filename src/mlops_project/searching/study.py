@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlops_project.searching.identity import check_same, identity
-from mlops_project.searching.storage import RETRIES, Storage
+from mlops_project.searching.sections import powers
+from mlops_project.searching.storage import AFTER, Storage, queue_again
 from mlops_project.searching.sweep import Sweep
-from mlops_project.searching.trials import count, has_failed
+from mlops_project.searching.trials import count, has_failed, is_behind
 
 if TYPE_CHECKING:
     import optuna
@@ -62,7 +63,6 @@ class Study:
             storage=database,
             study_name=self.sweep.name,
             direction=self.sweep.goal,
-            pruner=self._pruner(),
             load_if_exists=True,
         )
         facts = identity(self.sweep, self.folds)
@@ -73,17 +73,12 @@ class Study:
             check_same(self.sweep.name, before, facts)
         return study
 
-    def _pruner(self) -> optuna.pruners.BasePruner:
-        halving = self.sweep.halving
-        if halving is None:
-            return self._optuna.pruners.NopPruner()
-        first = 1 if self.folds else halving.first
-        return self._optuna.pruners.SuccessiveHalvingPruner(first, halving.factor)
-
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        """Draws trial `number`: the same for the same seed, whichever worker asks, and when."""
+    def _sampler(self, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
+        """Draws the next trial: the same for the same seed, whichever worker asks, and when."""
         import numpy as np
 
+        # Those that go on with another one were not drawn, nor were those that none can go on with.
+        number = sum(AFTER not in t.system_attrs and self._is_whole(t) for t in trials)
         sequence = np.random.SeedSequence(self.sweep.config.seed, spawn_key=(number,))
         seed = int(sequence.generate_state(1)[0])
         if self.sweep.method == "bayes":
@@ -126,7 +121,7 @@ class Study:
                     return None
                 raise Done
             self._study.enqueue_trial(combination)
-        self._study.sampler = self._sampler(len(trials))
+        self._study.sampler = self._sampler(trials)
         trial = self._study.ask(self._distributions)
         self.beat(trial)
         trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
@@ -140,11 +135,12 @@ class Study:
             # Only one worker claims at a time: another one has died in the middle of it.
             if trial.state.name == "RUNNING" and trial.user_attrs.get("claimed") != trial.number:
                 self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
-                if set(trial.params) == set(self._distributions):
-                    self._queue(trial)
+                if self._is_whole(trial):
+                    queue_again(self._study, trial)
 
-    def _queue(self, trial: FrozenTrial) -> None:
-        self._optuna.storages.RetryHeartbeatStaleTrialCallback(RETRIES)(self._study, trial)
+    def _is_whole(self, trial: FrozenTrial) -> bool:
+        """Whether all parameters were drawn before its worker died."""
+        return set(trial.params) == set(self._distributions)
 
     def _next_combination(self, trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
         """The first combination of the grid that no trial has had."""
@@ -181,9 +177,20 @@ class Study:
         """Keeps the metric of an epoch, or of a fold; steps are counted from 1."""
         self._as_own(lambda: trial.report(value, step))
 
-    def is_behind(self, trial: Trial) -> bool:
+    def reported(self, trial: Trial) -> set[int]:
+        """The steps whose metric is kept, by this worker or the one that it goes on after."""
+        database: Any = self._study._storage
+        return set(self._as_own(lambda: database.get_trial(trial._trial_id)).intermediate_values)
+
+    def is_behind(self, trial: Trial, step: int) -> bool:
         """Whether the trial is worse than others were at the same step, and may end."""
-        return self._as_own(trial.should_prune)
+        halving = self.sweep.halving
+        if halving is None:
+            return False
+        steps = powers(1, halving.factor) if self.folds else halving.epochs
+        if step not in steps:
+            return False
+        return is_behind(trial.number, self.trials(), step, halving.factor, self.sweep.goal)
 
     def complete(self, trial: Trial, value: float) -> None:
         """The trial was trained to the end."""
@@ -206,7 +213,7 @@ class Study:
         def work() -> None:
             with self.storage.alone():
                 frozen = self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-                self._queue(frozen)
+                queue_again(self._study, frozen)
 
         self.note(trial, "error", "interrupted")
         self._as_own(work)

@@ -156,10 +156,10 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
         found.problems.append(
             "training.resume_from_checkpoint: each trial is a run of its own, and goes on by itself"
         )
-    if halving and not halving.epochs(config.training.max_epochs):
+    if halving and not halving.before(config.training.max_epochs):
         found.notes.append(
             f"early_terminate: no trial ends early: the first one could after epoch "
-            f"{halving.first}, and training.max_epochs={config.training.max_epochs}"
+            f"{halving.epochs[0]}, and training.max_epochs={config.training.max_epochs}"
         )
     if not found.problems:
         check_together(searched, [*overrides, *given], found)

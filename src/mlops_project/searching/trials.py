@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
+
+from mlops_project.searching.storage import AFTER
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -74,6 +77,48 @@ def best_number(trials: Sequence[FrozenTrial], goal: str) -> int | None:
     sign = 1 if goal == "minimize" else -1
     best = min(complete, key=lambda t: sign * (t.value or 0), default=None)
     return None if best is None else best.number
+
+
+def is_behind(
+    number: int, trials: Sequence[FrozenTrial], step: int, factor: int, goal: str
+) -> bool:
+    """Whether a trial is not among the best of those that have come as far: successive halving.
+
+    One of `factor` goes on, without waiting for the others (Li et al., A System for Massively
+    Parallel Hyperparameter Tuning, MLSys 2020). Optuna's pruner does the same, but counts a trial
+    again each time that it was interrupted or its worker died.
+
+    Args:
+        number: of the trial.
+        trials: all of them.
+        step: which it has just come to.
+        factor: one of so many goes on, at least one.
+        goal: "minimize" or "maximize".
+    """
+    sign = 1 if goal == "minimize" else -1
+    found = {
+        t.number: sign * t.intermediate_values[step]
+        for t in trials
+        if step in t.intermediate_values and t.state.name != "FAIL"
+    }
+    value = found[number]
+    if math.isnan(value):
+        return True
+    ranked = sorted(v for v in found.values() if not math.isnan(v))
+    return value > ranked[max(1, len(found) // factor) - 1]
+
+
+def abandoned(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that were begun, have neither ended nor failed, and nobody goes on with."""
+    continued = {t.system_attrs.get(AFTER) for t in trials}
+    return [
+        t
+        for t in trials
+        if t.state.name == "FAIL"
+        and "claimed" in t.user_attrs
+        and not has_failed(t)
+        and t.number not in continued
+    ]
 
 
 def time_left(trials: Sequence[FrozenTrial], left: int) -> str:

@@ -105,7 +105,8 @@ class Worker:
                 values.append(self._train(trial, fold if self.folds else None))
                 if self.folds:
                     self.study.report(trial, statistics.fmean(values), step=len(values))
-                    if len(values) < self.folds and self.study.is_behind(trial):
+                    behind = self.study.is_behind(trial, len(values))
+                    if behind and len(values) < self.folds:
                         raise _Ended("")
         except _Ended as ended:
             reason = str(ended)
@@ -155,7 +156,7 @@ class Worker:
         """Follows a run to its end; its results."""
         beaten = time.monotonic()
         known = False
-        reported: set[int] = set()
+        reported = self.study.reported(trial)
         behind = False
         try:
             while (code := run.wait(STEP_SECONDS)) is None:
@@ -190,6 +191,8 @@ class Worker:
         sweep = self.study.sweep
         values = [runs.metric_of(row, sweep.metric) for row in run.rows()]
         best = min if sweep.goal == "minimize" else max
+        last = int(trial.params.get("training.max_epochs", sweep.config.training.max_epochs))
+        behind = False
         for step, value in enumerate(values, start=1):
             if step in reported:
                 continue
@@ -197,11 +200,10 @@ class Worker:
                 value = best((v for v in values[:step] if not math.isnan(v)), default=value)
             self.study.report(trial, value, step)
             reported.add(step)
-        if not values:
-            return False
-        self.display.epoch(trial.number, values, self.study.trials())
-        epochs = trial.params.get("training.max_epochs", sweep.config.training.max_epochs)
-        return len(values) < int(epochs) and self.study.is_behind(trial)
+            behind = behind or (step < last and self.study.is_behind(trial, step))
+        if values:
+            self.display.epoch(trial.number, values, self.study.trials())
+        return behind
 
 
 def extra_options(given: tuple[str, ...]) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mlops_project.config import Config, TrainingConfig
+from mlops_project.training.module import side_in
 from mlops_project.training.processes import placement
 
 log = logging.getLogger("mlops_project")
@@ -52,7 +53,9 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
         chosen.append(f"channels {'last' if options.channels_last else 'first'}")
     if options.compile == "auto":
         size = config.data.image_size or 224
-        seen = images * options.max_epochs * (size / 224) ** 2
+        # Smaller images of earlier epochs go through the network as it is.
+        whole = sum(side_in(epoch, config) == size for epoch in range(options.max_epochs))
+        seen = images * whole * (size / 224) ** 2
         options.compile = (
             seen >= WORTH_COMPILING.get(device, float("inf"))
             # On a CPU the library's convolutions are as fast as they get; what is between those of
