@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import math
 import re
 import types
@@ -27,6 +29,13 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("model", "data", "training", "wandb", "experiment")
 MAX_RUNS = 10_000  # of a multirun
 MAX_FILE_BYTES = 2**20  # of a file of configs/
+# What tells the repetitions of one experiment apart.
+REPEATED = ("seed", "data.fold")
+# A resumed run may be given other values of these, but what comes of it depends on them.
+_SHAPING = {
+    *("data.data_dir", "training.early_stopping_patience", "training.max_time"),
+    *("training.on_nonfinite", "training.max_skipped_steps"),
+}
 _NONE = ("null", "none", "~", "")
 _SWITCH = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
@@ -188,6 +197,11 @@ def resolve(config: Config) -> Config:
     if fold >= (folds or 1):
         missing = f"less than data.folds={folds}" if folds else "0 without data.folds, such as 5"
         raise InputError(f"data.fold={fold}: it must be {missing}; the first fold is 0")
+    longest = config.training.max_time
+    if longest is not None and not re.fullmatch(r"\d+(:\d\d){3}", longest):
+        raise InputError(
+            f"training.max_time={longest}: must be days:hours:minutes:seconds, such as 00:08:00:00"
+        )
     schedule = config.training.unfreeze_schedule
     if config.training.progressive_unfreezing and sorted(schedule) != schedule:
         raise InputError(
@@ -199,6 +213,25 @@ def resolve(config: Config) -> Config:
 def to_container(config: Config) -> dict[str, Any]:
     """Plain dicts, lists, numbers and texts, as checkpoints keep them."""
     return dataclasses.asdict(config)
+
+
+def shaping(config: Config) -> dict[str, Any]:
+    """The settings that what comes of a run depends on, by their dotted names."""
+    container = to_container(config)
+    found = {}
+    for name, key in keys().items():
+        if key.facts["resume"] != "free" or name in _SHAPING:
+            value: Any = container
+            for part in name.split("."):
+                value = value[part]
+            found[name] = value
+    return found
+
+
+def experiment(config: Config) -> str:
+    """Eight hexadecimal digits that runs share which differ in `REPEATED` alone."""
+    same = {name: value for name, value in shaping(config).items() if name not in REPEATED}
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def from_container(container: Any) -> Config:

@@ -101,8 +101,16 @@ def test_a_search_survives_kills_and_goes_on_where_it_was(
 
 
 def test_what_a_search_leaves(
-    tiny: tuple[str, ...], start: Start, run: Run, write_sweep: WriteSweep, tmp_path: Path
+    tiny: tuple[str, ...],
+    start: Start,
+    run: Run,
+    write_sweep: WriteSweep,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # As where srun starts several workers: their trials are not parts of one training.
+    for name, value in {"SLURM_NTASKS": "4", "SLURM_NNODES": "1", "SLURM_PROCID": "1"}.items():
+        monkeypatch.setenv(name, value)
     path = write_sweep(metric={"name": "val_auroc", "goal": "maximize"})
     words = (str(path), *tiny, "training.max_epochs=2", "--trials", "2", "--grace", "2")
 
@@ -179,13 +187,29 @@ def test_a_trial_of_several_folds_is_worth_their_mean(
     words = ("--trials", "1", "--folds", "2", "training.max_epochs=1")
     done = run("search.py", str(path), *tiny, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    values = []
+    values, checkpoints = [], []
     for fold in range(2):
         folder = tmp_path / f"models/baseline_cnn/version_{fold}"
-        values.append(json.loads((folder / "results.json").read_text())["val_loss"])
+        results = json.loads((folder / "results.json").read_text())
+        values.append(results["val_loss"])
+        checkpoints.append(results["checkpoint"])
         assert f"fold: {fold}\n" in (folder / "config.yaml").read_text()
     assert values[0] != values[1]
-    assert table(tmp_path)["val_loss"][0] == pytest.approx(sum(values) / 2)
+    row = table(tmp_path).iloc[0]
+    assert row["val_loss"] == pytest.approx(sum(values) / 2)
+    assert row["checkpoint"] == ", ".join(checkpoints)
+    spread = abs(values[0] - values[1]) / 2**0.5
+    assert f"{sum(values) / 2:.4f} ± {spread:.4f} (mean and SD of 2 folds)" in done.stdout
+    lines = done.stdout.splitlines()
+    told = shlex.split(lines[lines.index("All its folds evaluated as one:") + 1])
+    assert told[:3] == ["uv", "run", "src/mlops_project/evaluate.py"]
+    evaluated = run("evaluate.py", *told[3:])
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    # The last line trains both folds again.
+    told = shlex.split(lines[-1])
+    assert told[:4] == ["uv", "run", "src/mlops_project/train.py", "-m"]
+    jobs = [settings.load(job) for job in settings.expand(told[4:])]
+    assert [(c.data.folds, c.data.fold) for c in jobs] == [(2, 0), (2, 1)]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,16 @@ def test_a_range_is_sampled_as_its_distribution_says(
     assert len(set(values)) > 20
 
 
+def test_a_logarithmic_range_is_rounded_to_multiples() -> None:
+    spec = {"distribution": "q_log_uniform_values", "q": 8, "min": 32, "max": 256}
+    parameter = read_parameters({"x": spec})[0][0]
+    assert parameter.told == "32 to 256, rounded to multiples of 8, log"
+    values = [parameter.value(v) for v in drawn(spec)]
+    assert all(isinstance(v, int) and v % 8 == 0 and 32 <= v <= 256 for v in values)
+    assert sum(v < 90 for v in values) == pytest.approx(200, abs=40)  # the middle of the logarithms
+    assert len(set(values)) > 20
+
+
 @pytest.mark.parametrize(
     ("spec", "values"),
     [
@@ -87,7 +97,8 @@ def test_listed_values_and_steps_are_all_there_and_nothing_else(
         ({"distribution": "normal", "mu": 0.1, "sigma": 0.1}, "x: normal: Optuna samples nothing"),
         ({"distribution": "beta"}, "x: beta: Optuna samples nothing like it"),
         ({"values": [1, 2], "probabilities": [0.1, 0.9]}, "Optuna tries all values equally often"),
-        ({"distribution": "q_log_uniform_values", "min": 8, "max": 64, "q": 8}, "steps of 1"),
+        ({"distribution": "q_log_uniform_values", "min": 33, "max": 34, "q": 8}, "leaves 32 alone"),
+        ({"distribution": "log_uniform", "min": 0, "max": 0.1}, "1 to 1.10517"),
         ({"distribution": "log_uniform", "min": 0.00001, "max": 0.01}, "1.00001 to 1.01005"),
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "min: 0 must be more than 0"),
         ({"distribution": "log_unifrom", "min": 1, "max": 2}, "did you mean log_uniform?"),
@@ -231,6 +242,53 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"command": ["${program}", "${args_json}"]}, "train.py does not understand ${args_json}"),
     ({"command": ["${program}", "model=resnt", "${args}"]}, "did you mean model=resnet?"),
     ({"command": ["${program}", "fast", "${args}"]}, "command: fast: not a setting"),
+    (
+        {
+            "command": ["${program}", "${args}", "data.batch_size=4"],
+            "parameters": {"data.batch_size": {"values": [8, 16]}},
+        },
+        "command: data.batch_size is one of the parameters, too",
+    ),
+    (
+        {
+            "command": ["${program}", "${args_no_boolean_flags}"],
+            "parameters": {"data.augment": {"values": [True, False]}},
+        },
+        "data.augment: true and false do not get to train.py",
+    ),
+    # Values between the ends of a range, and values that do not fit those of others.
+    ({"parameters": {"model.num_classes": {"min": 2, "max": 7}}}, "model.num_classes=3"),
+    (
+        {
+            "parameters": {
+                "training.max_epochs": {"distribution": "q_uniform", "min": 1, "max": 5, "q": 0.5}
+            }
+        },
+        "training.max_epochs=1.5",
+    ),
+    (
+        {
+            "parameters": {
+                "seed": {"values": [1, 2]},
+                "data.folds": {"value": 3},
+                "data.fold": {"values": [0, 1, 2, 4]},
+            }
+        },
+        "data.fold=4: data.fold=4: it must be less than data.folds=3",
+    ),
+    (
+        {
+            "parameters": {
+                n: {"min": 0.1, "max": 0.49} for n in ("data.val_fraction", "data.test_fraction")
+            }
+        },
+        "data.val_fraction=0.49, data.test_fraction=0.49: ",
+    ),
+    ({"parameters": {"training.optimizer": {"values": ["adamw", "nosuch"]}}}, "no such optimizer"),
+    (
+        {"parameters": {"training.max_time": {"values": ["soon", "00:01:00:00"]}}},
+        "days:hours:minutes",
+    ),
     ({"program": "src/train.py"}, "program: src/train.py: no such file"),
     ({"run_cap": 0}, "run_cap: 0: must be at least 1"),
 ]
@@ -258,6 +316,14 @@ def test_what_would_go_wrong_is_told_in_one_line(
         ({"parameters": {"training.warmup_epochs": {"min": 0, "max": 3}}}, "0 to 3, in steps of 1"),
         ({"early_terminate": {"type": "hyperband", "min_iter": 20}}, "no trial ends early"),
         ({"program": None}, "`wandb sweep` needs it"),
+        (
+            {
+                "parameters": {
+                    "data.rotation_degrees": {"distribution": "log_uniform", "min": 1, "max": 5}
+                }
+            },
+            "2.71828 to 148.413, log: log_uniform takes exponents of e",
+        ),
         ({"parameters": {"data": {"parameters": {"mixup": {"values": [0, 0.2]}}}}}, "nested"),
     ],
     ids=str,

@@ -17,8 +17,6 @@ from mlops_project.errors import InputError
 from mlops_project.training.folders import MODELS, RESULTS
 
 METRICS = ("loss", "accuracy", "balanced_accuracy", "f1_score", "auroc")
-# What tells the repetitions of one experiment apart
-REPEATED = ("seed", "data.fold")
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs with the same settings but for `REPEATED`.
+    """Runs with the same settings but for `settings.REPEATED`.
 
     Attributes:
         name: 1, 2, …, as tables and pictures call it.
@@ -78,7 +76,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         InputError: a folder holds no finished run.
     """
-    free = {name for name, key in settings.keys().items() if key.facts["resume"] == "free"}
     runs = []
     for folder in folders:
         try:
@@ -94,28 +91,18 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{folder}: the run cannot be read ({reason[:150]})") from error
-        flat = flatten(settings.to_container(settings.from_container(container)))
-        kept = {n: v for n, v in flat.items() if n not in free and not n.startswith("wandb.")}
+        kept = settings.shaping(settings.from_container(container))
         runs.append(Run(folder, kept, results, history))
     return runs
-
-
-def flatten(container: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in container.items():
-        if isinstance(value, dict):
-            found |= flatten(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
     """The runs by their settings, in the order of the first of each."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        same = {name: value for name, value in run.settings.items() if name not in REPEATED}
+        same = {
+            name: value for name, value in run.settings.items() if name not in settings.REPEATED
+        }
         found.setdefault(json.dumps(same, sort_keys=True), []).append(run)
     return [Group(str(number), members) for number, members in enumerate(found.values(), 1)]
 
@@ -126,7 +113,8 @@ def differing(groups: Sequence[Group]) -> list[str]:
     return [
         name
         for name in first
-        if name not in REPEATED and any(g.runs[0].settings.get(name) != first[name] for g in groups)
+        if name not in settings.REPEATED
+        and any(g.runs[0].settings.get(name) != first[name] for g in groups)
     ]
 
 

@@ -104,7 +104,8 @@ class Display:
         parts.append(f"{seconds:.0f} s")
         if has_failed(trial):
             parts.append(printable(trial.user_attrs["error"], 160))
-        parts += [f"{name}={_short(value)}" for name, value in trial.params.items()]
+        values = self.sweep.values_of(trial.params)
+        parts += [f"{name}={_short(value)}" for name, value in values.items()]
         left = time_left(trials, self._left(trials))
         return ", ".join(parts) + (f"; {left}" if left else "")
 
@@ -134,12 +135,13 @@ class Display:
             epochs, value = self._epochs.get(trial.number, (steps, math.nan))
             if trial.value is not None:
                 value = trial.value
+            values = self.sweep.values_of(trial.params)
             table.add_row(
                 str(trial.number),
                 "best" if trial.number == best else state(trial),
                 "" if math.isnan(value) else f"{value:.4f}",
                 str(epochs or ""),
-                *(_short(trial.params.get(p.name, "")) for p in self.sweep.parameters),
+                *(_short(values.get(p.name, "")) for p in self.sweep.parameters),
                 style="bold" if trial.number == best else None,
             )
         return table

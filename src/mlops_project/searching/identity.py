@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mlops_project import settings
 from mlops_project.errors import InputError
 from mlops_project.searching.space import Parameter
 from mlops_project.searching.sweep import Sweep
-
-# A resumed run may be given another value, but it shapes what comes of a trial.
-SHAPING = ("training.early_stopping_patience", "training.max_time")
 
 
 def identity(sweep: Sweep, folds: int | None) -> dict[str, str]:
@@ -21,14 +16,9 @@ def identity(sweep: Sweep, folds: int | None) -> dict[str, str]:
         facts["early_terminate"] = str(sweep.halving)
     if folds:
         facts["--folds"] = str(folds)
-    container = settings.to_container(sweep.config)
-    for name, key in settings.keys().items():
-        if key.facts["resume"] == "free" and name not in SHAPING:
-            continue
-        value: Any = container
-        for part in name.split("."):
-            value = value[part]
-        facts[name] = settings.shown(value)
+    for name, value in settings.shaping(sweep.config).items():
+        if name != "data.data_dir":  # the images may lie elsewhere on another worker's machine
+            facts[name] = settings.shown(value)
     return facts
 
 
@@ -48,4 +38,7 @@ def check_same(name: str, before: dict[str, str], now: dict[str, str]) -> None:
 
 
 def _exactly(parameter: Parameter) -> str:
-    return parameter.told if parameter.choices else str(parameter.distribution())
+    if parameter.choices:
+        return parameter.told
+    rounding = f", multiples of {parameter.quantum}" if parameter.quantum else ""
+    return f"{parameter.distribution()}{rounding}"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 TRAIN = ("uv", "run", "src/mlops_project/train.py")
+EVALUATE = ("uv", "run", "src/mlops_project/evaluate.py")
 PICTURES = {
     "history.png": "plot_optimization_history",
     "importances.png": "plot_param_importances",
@@ -35,19 +36,20 @@ def write_table(study: Study, folder: Path) -> Path:
     for trial in study.trials():
         attributes = trial.user_attrs
         started = trial.datetime_start
+        values = sweep.values_of(trial.params)
         rows.append(
             {
                 "trial": trial.number,
                 "state": state(trial),
                 sweep.metric: trial.value,
-                **{p.name: trial.params.get(p.name) for p in sweep.parameters},
+                **{p.name: values.get(p.name) for p in sweep.parameters},
                 "epochs": max(trial.intermediate_values, default=None) if not study.folds else None,
                 "best_epoch": attributes.get("epoch"),
                 "seconds": round(duration(trial), 1) if started else None,
                 "started": started.isoformat(" ", "seconds") if started else None,
                 "worker": attributes.get("worker"),
-                "folder": attributes.get("folder") or attributes.get("folder_0"),
-                "checkpoint": attributes.get("checkpoint") or attributes.get("checkpoint_0"),
+                "folder": ", ".join(map(str, _of_folds(study, trial, "folder"))) or None,
+                "checkpoint": ", ".join(map(str, _of_folds(study, trial, "checkpoint"))) or None,
                 "error": attributes.get("error"),
             }
         )
@@ -55,6 +57,13 @@ def write_table(study: Study, folder: Path) -> Path:
     with atomic_write(path) as file:
         file.write(table_text(rows))
     return path
+
+
+def _of_folds(study: Study, trial: FrozenTrial, name: str) -> list[Any]:
+    """What is known of each training of a trial: one, or one a fold."""
+    names = [f"{name}_{fold}" for fold in range(study.folds)] if study.folds else [name]
+    found = [trial.user_attrs.get(n) for n in names]
+    return [value for value in found if value is not None]
 
 
 def draw(study: Study, folder: Path) -> tuple[list[Path], list[str]]:
@@ -89,7 +98,11 @@ def draw(study: Study, folder: Path) -> tuple[list[Path], list[str]]:
 
 def command_of(study: Study, trial: FrozenTrial) -> str:
     """The command that trains a trial by hand, quoted for a shell."""
-    return shlex.join([*TRAIN, *study.sweep.settings_of(trial.params)])
+    words = study.sweep.settings_of(trial.params)
+    if study.folds:
+        folds = ",".join(map(str, range(study.folds)))
+        words = ["-m", *words, f"data.folds={study.folds}", f"data.fold={folds}"]
+    return shlex.join([*TRAIN, *words])
 
 
 def report(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
@@ -130,11 +143,19 @@ def report(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
             f"no trial was trained to the end: there is no best one\n"
             f"What they said: {folder}/trial_*.log"
         )
-    attributes = best.user_attrs
-    epoch = attributes.get("epoch")
+    metric = f"{study.sweep.metric} {best.value:.4f}"
+    epoch = best.user_attrs.get("epoch")
     where = f" in epoch {int(epoch) + 1}" if epoch is not None else ""
-    tell(f"best             trial {best.number}, {study.sweep.metric} {best.value:.4f}{where}")
-    if attributes.get("checkpoint"):
-        tell(f"its checkpoint   {attributes['checkpoint']}")
+    values = _of_folds(study, best, "value")
+    if len(values) > 1:
+        where = f" ± {statistics.stdev(values):.4f} (mean and SD of {len(values)} folds)"
+    tell(f"best             trial {best.number}, {metric}{where}")
+    checkpoints = _of_folds(study, best, "checkpoint")
+    if study.folds:
+        words = [*EVALUATE, "--checkpoint", *checkpoints, "--split", "out-of-fold"]
+        tell("All its folds evaluated as one:")
+        tell(shlex.join(words))
+    elif checkpoints:
+        tell(f"its checkpoint   {checkpoints[0]}")
     tell("Train it again:")
     tell(command_of(study, best))

@@ -29,6 +29,13 @@ from mlops_project.training.signals import PARENT
 
 PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
 MARK = "trial.json"  # in a run's folder: which trial it was
+# By these SLURM and torchrun make the processes that they start one training. Workers of a search
+# may be such processes; their trials are not.
+LAUNCHED = re.compile(
+    r"SLURM_(NTASKS|NPROCS|PROCID|LOCALID|NODEID|TASKS_PER_NODE|NTASKS_PER_NODE)"
+    r"|((LOCAL|GROUP|ROLE|NODE)_)?RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE|ROLE_NAME"
+    r"|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
+)
 PATIENCE_SECONDS = 120  # for a run that is to end: the step in flight, and saving
 
 
@@ -55,7 +62,8 @@ class TrialRun:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=os.environ | {PARENT: str(os.getpid())},
+            env={n: v for n, v in os.environ.items() if not LAUNCHED.fullmatch(n)}
+            | {PARENT: str(os.getpid())},
             start_new_session=True,  # Ctrl-C in the terminal is for the search, which passes it on
         )
         assert self._process.stdout is not None

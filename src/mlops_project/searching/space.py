@@ -51,6 +51,8 @@ class Parameter:
         low, high: the smallest and largest value, otherwise.
         step: between the values; None: any number.
         log: whether the logarithm is what is uniform.
+        quantum: what is drawn between low and high is rounded to multiples of it.
+        remark: what is worth knowing about it, or nothing.
     """
 
     name: str
@@ -59,11 +61,13 @@ class Parameter:
     high: float = 0
     step: float | None = None
     log: bool = False
+    quantum: float | None = None
+    remark: str = ""
 
     @property
     def ends(self) -> tuple[Any, ...]:
         """The values to check: all that are listed, or the smallest and the largest."""
-        return self.choices or (self.low, self.high)
+        return self.choices or (self.value(self.low), self.value(self.high))
 
     @property
     def told(self) -> str:
@@ -72,6 +76,7 @@ class Parameter:
             return ", ".join(printable(shown(c), 40) for c in self.choices)
         text = f"{self.low:.6g} to {self.high:.6g}"
         text += f", in steps of {self.step:g}" if self.step else ""
+        text += f", rounded to multiples of {self.quantum:g}" if self.quantum else ""
         return text + (", log" if self.log else "")
 
     def distribution(self) -> BaseDistribution:
@@ -86,7 +91,13 @@ class Parameter:
 
     def override(self, value: Any) -> str:
         """The setting with a value of Optuna's, as on the command line."""
-        return override(self.name, _rounded(value) if self.step else value)
+        return override(self.name, self.value(value))
+
+    def value(self, drawn: Any) -> Any:
+        """The setting's value for one of Optuna's."""
+        if self.quantum:
+            return _rounded(round(drawn / self.quantum) * self.quantum)
+        return _rounded(drawn) if self.step else drawn
 
     def values(self) -> Iterator[Any]:
         """All values, as Optuna keeps them; only where they can be counted."""
@@ -225,27 +236,39 @@ def _range(name: str, kind: str, spec: dict[Any, Any]) -> Parameter:
         return Parameter(name, low=float(low), high=float(high))
     if kind == "q_uniform":
         return _stepped(name, low, high, _step(spec))
+    low, high, remark = _logarithmic(kind, low, high)
+    if not kind.startswith("q_"):
+        # The logarithm of 1/x is uniform exactly where that of x is.
+        return Parameter(name, low=low, high=high, log=True, remark=remark)
+    step = _step(spec)
+    if step == 1:
+        low, high = max(1, round(low)), round(high)
+        return Parameter(name, low=low, high=high, step=1, log=True, remark=remark)
+    if round(low / step) == round(high / step):
+        raise ValueError(f"{kind}: q: {step:g} leaves {round(low / step) * step:g} alone")
+    quantum = int(step) if step == int(step) else step
+    return Parameter(name, low=low, high=high, log=True, quantum=quantum, remark=remark)
+
+
+def _logarithmic(kind: str, low: float, high: float) -> tuple[float, float, str]:
+    """The smallest and largest value of a logarithmic range, and a remark or nothing."""
     if kind.endswith("_values"):
         if low <= 0:
             raise ValueError(f"{kind}: min: {low} must be more than 0")
-    else:  # exponents of e
-        if 0 < low < 1:
-            raise ValueError(
-                f"{kind} takes exponents of e: {low:g} to {high:g} would try "
-                f"{math.exp(low):.6g} to {math.exp(high):.6g}; "
-                f"{kind}_values takes the values themselves"
-            )
-        if high > 700 or low < -700:
-            raise ValueError(f"{kind} takes exponents of e; {kind}_values takes the values")
-        low, high = math.exp(low), math.exp(high)
-        if kind == "inv_log_uniform":
-            low, high = 1 / high, 1 / low
-    if not kind.startswith("q_"):
-        # The logarithm of 1/x is uniform exactly where that of x is.
-        return Parameter(name, low=float(low), high=float(high), log=True)
-    if _step(spec) != 1:
-        raise ValueError(f"{kind}: Optuna has steps of 1 on a logarithmic scale, and no others")
-    return Parameter(name, low=max(1, round(low)), high=round(high), step=1, log=True)
+        return float(low), float(high), ""
+    if 0 < low < 1 or (low == 0 and high < 1):
+        raise ValueError(
+            f"{kind} takes exponents of e: {low:g} to {high:g} would try "
+            f"{math.exp(low):.6g} to {math.exp(high):.6g}; "
+            f"{kind}_values takes the values themselves"
+        )
+    if high > 700 or low < -700:
+        raise ValueError(f"{kind} takes exponents of e; {kind}_values takes the values")
+    remark = f"{kind} takes exponents of e; {kind}_values takes the values themselves"
+    low, high = math.exp(low), math.exp(high)
+    if kind == "inv_log_uniform":
+        low, high = 1 / high, 1 / low
+    return low, high, remark if low >= 1 else ""
 
 
 def _stepped(name: str, low: float, high: float, step: float) -> Parameter:

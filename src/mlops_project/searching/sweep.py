@@ -56,13 +56,21 @@ class Sweep:
         """How many combinations there are; 0: no end of them."""
         return math.prod(p.count() for p in self.parameters)
 
+    def values_of(self, drawn: dict[str, Any]) -> dict[str, Any]:
+        """The parameters' values in a trial.
+
+        Args:
+            drawn: as Optuna has them; of a trial that nobody has begun, not all.
+        """
+        return {p.name: p.value(drawn[p.name]) for p in self.parameters if p.name in drawn}
+
     def settings_of(self, values: dict[str, Any]) -> list[str]:
         """A trial's settings, as on the command line.
 
         Args:
             values: of the parameters, as Optuna has them.
         """
-        chosen = [p.override(values[p.name]) for p in self.parameters]
+        chosen = [override(name, value) for name, value in self.values_of(values).items()]
         return [*self.overrides, *self.given, *settings.normalise(chosen)]
 
     def named(self, name: str | None) -> Sweep:
@@ -121,6 +129,7 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     names = {a.partition("=")[0].lstrip("+") for a in given}
     found.notes += [f"{p.name}: given, and not searched" for p in parameters if p.name in names]
     parameters = [p for p in parameters if p.name not in names]
+    found.notes += [f"{p.name}: {p.told}: {p.remark}" for p in parameters if p.remark]
     check_values(parameters, found)
     searched = [p for p in parameters if len(p.choices) != 1]
     if parameters and not searched:
@@ -128,6 +137,18 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     if method == "grid":
         found.problems += [
             f"{p.name}: a grid needs values: […], not {p.told}" for p in searched if not p.count()
+        ]
+
+    commands = {name.partition("=")[0].lstrip("+") for name in commanded}
+    found.problems += [
+        f"command: {p.name} is one of the parameters, too" for p in searched if p.name in commands
+    ]
+    if "${args_no_boolean_flags}" in (content.get("command") or []):
+        found.problems += [
+            f"{p.name}: true and false do not get to train.py by ${{args_no_boolean_flags}}; "
+            "${args_no_hyphens} hands them on"
+            for p in searched
+            if any(isinstance(choice, bool) for choice in p.choices)
         ]
 
     constants = [p.override(p.ends[0]) for p in parameters if len(p.choices) == 1]

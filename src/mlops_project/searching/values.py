@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mlops_project import settings
@@ -10,9 +10,14 @@ from mlops_project.errors import InputError
 from mlops_project.searching.sections import Findings
 from mlops_project.searching.space import Parameter, override
 
+MOST_VALUES = 1000  # of a range, that are looked at one by one
+
 
 def check_values(parameters: Sequence[Parameter], found: Findings) -> None:
-    """Looks at every listed value, and at the ends of every range."""
+    """Looks at every listed value, and at the ends of every range.
+
+    Where values between the ends of a range may be none of the setting's, it looks at each.
+    """
     for parameter in parameters:
         key = settings.keys().get(parameter.name)
         number = key is not None and key.kind in ("int", "float") and not parameter.choices
@@ -22,7 +27,11 @@ def check_values(parameters: Sequence[Parameter], found: Findings) -> None:
                 f"{parameter.name}: must be {key.expected}: distribution: {better}"
             )
             continue
-        wrong = next(filter(None, (_wrong(parameter.name, v) for v in parameter.ends)), None)
+        values: Iterable[Any] = parameter.ends
+        gaps = key and (key.facts["choices"] or (key.kind == "int" and parameter.step != 1))
+        if gaps and 0 < parameter.count() <= MOST_VALUES:
+            values = parameter.values()
+        wrong = next(filter(None, (_wrong(parameter.name, v) for v in values)), None)
         if wrong:
             found.problems.append(wrong)
         elif key and number and key.kind == "float" and parameter.step == 1 and not parameter.log:
@@ -39,6 +48,10 @@ def _wrong(name: str, value: Any) -> str | None:
             settings.load([*settings.normalise([override(name, value)])])
         else:
             settings.convert(key, value)
+        if name == "training.optimizer":
+            from mlops_project.training.optimizers import check_optimizer
+
+            check_optimizer(str(value))
     except InputError as error:
         # Whether a network's variant fits is to be seen beside its name.
         if name == "model.variant":
@@ -58,15 +71,27 @@ def check_together(
         found: is told of the first mistake of each.
     """
     first = {p.name: p.override(p.ends[0]) for p in parameters}
-    dependent = [p for p in parameters if p.name in settings.GROUPS or "model." in p.name]
-    for parameter in dependent or parameters[:1]:
-        for value in parameter.ends:
-            together = first | {parameter.name: parameter.override(value)}
-            try:
-                settings.load([*overrides, *settings.normalise(list(together.values()))])
-            except InputError as error:
-                found.problems.append(f"{parameter.override(value)}: {first_line(error)}")
+
+    def wrong(chosen: dict[str, str]) -> str | None:
+        try:
+            settings.load([*overrides, *settings.normalise(list((first | chosen).values()))])
+        except InputError as error:
+            return first_line(error)
+        return None
+
+    before = len(found.problems)
+    for parameter in parameters:
+        dependent = parameter.name in settings.GROUPS or "model." in parameter.name
+        between = 1 if dependent else max(1, len(parameter.ends) - 1)
+        for value in parameter.ends[::between]:
+            reason = wrong({parameter.name: parameter.override(value)})
+            if reason:
+                found.problems.append(f"{parameter.override(value)}: {reason}")
                 break
+    last = {p.name: p.override(p.ends[-1]) for p in parameters}
+    reason = wrong(last) if len(found.problems) == before else None
+    if reason:
+        found.problems.append(f"{', '.join(last.values())}: {reason}")
 
 
 def first_line(error: InputError) -> str:

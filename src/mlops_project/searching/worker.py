@@ -132,7 +132,7 @@ class Worker:
         name = "folder" if fold is None else f"folder_{fold}"
         begun = trial.user_attrs.get(name)
         result = None
-        options = extra_options(sweep.given)
+        options = extra_options((*sweep.overrides, *sweep.given))
         if begun and runs.is_marked(Path(begun), facts):
             # Another worker, or this one before it was interrupted, has begun or even done it.
             result = runs.results(Path(begun))
@@ -148,6 +148,7 @@ class Worker:
         epoch = result.get("best_epoch")
         self.study.note(trial, name.replace("folder", "checkpoint"), result.get("checkpoint"))
         self.study.note(trial, name.replace("folder", "epoch"), epoch)
+        self.study.note(trial, name.replace("folder", "value"), value)
         return value
 
     def _follow(
@@ -191,7 +192,8 @@ class Worker:
         sweep = self.study.sweep
         values = [runs.metric_of(row, sweep.metric) for row in run.rows()]
         best = min if sweep.goal == "minimize" else max
-        last = int(trial.params.get("training.max_epochs", sweep.config.training.max_epochs))
+        epochs = sweep.values_of(trial.params).get("training.max_epochs")
+        last = int(epochs or sweep.config.training.max_epochs)
         behind = False
         for step, value in enumerate(values, start=1):
             if step in reported:
@@ -207,7 +209,7 @@ class Worker:
 
 
 def extra_options(given: tuple[str, ...]) -> list[str]:
-    """Settings of a trial that do not shape its result, where the user gives no others."""
+    """Settings of a trial that do not shape its result, where no others are given."""
     named = settings.given(given)
     defaults = {"wandb.enabled": "false", "training.save_top_k": "1"}
     return [f"{name}={value}" for name, value in defaults.items() if name not in named]

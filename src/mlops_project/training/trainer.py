@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -103,15 +102,10 @@ def build_trainer(
 
 
 def check_machine(options: TrainingConfig) -> None:
-    """Raises InputError for devices that are not here, or a time that is not one."""
+    """Raises InputError for devices that are not here."""
     _check_accelerator(options)
     _devices(options)
     _strategy(options)
-    if options.max_time is not None and not re.fullmatch(r"\d+(:\d\d){3}", options.max_time):
-        raise InputError(
-            f"training.max_time={options.max_time}: must be days:hours:minutes:seconds, "
-            "such as 00:08:00:00"
-        )
 
 
 def _check_accelerator(options: TrainingConfig) -> None:
