@@ -36,8 +36,9 @@ def trained(working_folder: Path, demo_folder: Path) -> Result:
 
 @pytest.fixture(scope="session")
 def seven(working_folder: Path, demo_folder: Path) -> Path:
-    """The checkpoint of a model of seven classes."""
-    result = _train(working_folder, f"data.data_dir={demo_folder}", "model.num_classes=7")
+    """The checkpoint of a model of seven classes that takes them for equally frequent."""
+    overrides = ["model.num_classes=7", "training.logit_adjustment=1"]
+    result = _train(working_folder, f"data.data_dir={demo_folder}", *overrides)
     assert result.checkpoint is not None
     return result.checkpoint
 

@@ -79,8 +79,8 @@ def predictions(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_the_error_falls_where_a_calibrated_model_may_abstain() -> None:
     labels, probabilities, lesions = predictions(700)
-    facts = judge(labels, probabilities, lesions)
     wrong = probabilities.argmax(axis=1) != labels
+    facts = judge(wrong, probabilities.max(axis=1), lesions)
     assert len(facts["coverage"]) == len(facts["error"]) == 100
     assert facts["coverage"] == sorted(facts["coverage"])
     assert facts["coverage"][-1] == 1
@@ -103,22 +103,22 @@ def test_the_error_falls_where_a_calibrated_model_may_abstain() -> None:
 
 
 def test_equally_sure_images_are_kept_or_left_together() -> None:
-    labels = np.array([0, 0, 0, 1, 1, 1, 0, 1])
-    tied = judge(labels, np.tile([0.6, 0.4], (8, 1)), np.arange(8))
+    wrong = np.array([0, 0, 0, 1, 1, 1, 0, 1], dtype=bool)
+    tied = judge(wrong, np.full(8, 0.6), np.arange(8))
     assert (tied["coverage"], tied["error"]) == ([1.0], [0.5])
     assert tied["area"]["value"] == 0.5  # abstaining is of no use
     assert [(p["kept"], p["error"]) for p in tied["at"]] == [(1.0, 0.5)] * len(COVERAGES)
-    sure = np.array([[0.9, 0.1]] * 3 + [[0.6, 0.4]] * 5)
-    two = judge(labels, sure, np.arange(8))
+    two = judge(wrong, np.array([0.9] * 3 + [0.6] * 5), np.arange(8))
     assert (two["coverage"], two["error"]) == ([3 / 8, 1.0], [0.0, 0.5])
     assert two["area"]["value"] == pytest.approx(5 / 8 * 0.5)
 
 
 def test_a_single_image_and_a_single_lesion_have_a_curve() -> None:
-    single = judge(np.array([1]), np.array([[0.8, 0.2]]), np.array(["a"]))
+    single = judge(np.array([True]), np.array([0.8]), np.array(["a"]))
     assert (single["coverage"], single["error"]) == ([1.0], [1.0])
     assert single["area"]["value"] == 1.0
     assert np.isnan(single["area"]["ci95"]).all()  # nothing else can be drawn
     labels, probabilities, _ = predictions(30)
-    facts = judge(labels, probabilities, np.zeros(30))
+    wrong = probabilities.argmax(axis=1) != labels
+    facts = judge(wrong, probabilities.max(axis=1), np.zeros(30))
     assert np.isnan(facts["area"]["ci95"]).all()

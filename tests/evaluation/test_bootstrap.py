@@ -80,6 +80,16 @@ def test_a_calibration_error_lies_in_its_interval() -> None:
     assert 0 <= low <= found["value"] <= high
 
 
+def test_a_measure_that_no_resample_changes_has_no_interval() -> None:
+    labels = np.repeat([0, 1], 6)
+    scores = labels + np.linspace(0, 0.5, 12)
+    found = with_intervals(
+        np.arange(12), lambda weights: {"auroc": measures.ranking(weights, labels == 1, scores)[0]}
+    )
+    assert found["auroc"]["value"] == 1
+    assert np.isnan(found["auroc"]["ci95"]).all()
+
+
 def test_a_single_lesion_has_no_interval() -> None:
     found = with_intervals(np.array(["a", "a"]), lambda weights: {"mean": weights @ [0.2, 0.4]})
     assert np.isnan(found["mean"]["ci95"]).all()

@@ -15,8 +15,9 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
 from mlops_project.errors import InputError
-from mlops_project.evaluation.images import known_split
+from mlops_project.evaluation.images import known_split, open_images
 from mlops_project.evaluation.report import evaluate
+from mlops_project.evaluation.trained_model import load_model
 from mlops_project.training.run import Result
 
 
@@ -109,6 +110,31 @@ def test_another_folder_is_a_test_but_for_the_lesions_the_run_has_seen(
     )
     everything = evaluate(checkpoint, str(copy), "all", tmp_path / "all")
     assert everything["n_images"] == len(table) > facts["n_images"]
+
+
+def test_images_that_have_gone_are_counted(
+    checkpoint: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    model = load_model(checkpoint)
+    split = pd.DataFrame(model.facts["split"]).groupby("split")["image_id"].apply(list)
+    shutil.copytree(demo_folder, tmp_path / "here")
+    for name in (*split["test"][:2], split["train"][0]):
+        next((tmp_path / "here").rglob(f"{name}.jpg")).unlink()
+    next((tmp_path / "here").rglob(f"{split['test'][2]}.jpg")).write_bytes(b"no picture")
+    model.config.data.data_dir = str(tmp_path / "here")
+    absent = "images are left out: 2 are not in the folder and 1 cannot be read"
+    assert open_images([model], None, "test").absent == absent
+    assert open_images([model], None, "val").absent == ""
+    everything = open_images([model], None, "all").absent
+    assert everything == absent.replace("2 are", "3 are")
+
+
+def test_a_file_and_an_empty_name_are_no_folder(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("image_id,dx\n")
+    with pytest.raises(InputError, match="this is a file"):
+        evaluate(checkpoint, str(tmp_path / "table.csv"))
+    with pytest.raises(InputError, match="the name is empty"):
+        evaluate(checkpoint, "")
 
 
 def test_the_challenges_layout_is_all_test(

@@ -154,6 +154,20 @@ def test_labels_of_two_classes_judge_a_model_of_seven(
     assert "calibration" in facts
 
 
+def test_abstention_judges_the_answers_that_are_given(
+    seven: Path, working_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the most probable classes after calibration, which are others here."""
+    monkeypatch.chdir(working_folder)
+    facts = evaluate(seven, output=tmp_path / "out")
+    table = read(tmp_path / "out")
+    calibrated = table[[f"calibrated_{name}" for name in facts["class_names"]]]
+    assert (calibrated.idxmax(axis=1) != "calibrated_" + table["y_pred"]).any()
+    wrong = (table["y_pred"] != table["y_true"]).mean()
+    assert facts["abstention"]["at"][0]["error"] == pytest.approx(wrong)
+    assert 1 - facts["metrics"]["accuracy"]["value"] == pytest.approx(wrong)
+
+
 def test_images_without_a_diagnosis_are_predicted(
     checkpoint: Path, tmp_path: Path, demo_folder: Path
 ) -> None:

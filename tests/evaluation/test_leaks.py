@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,8 @@ def test_of_several_like_it_the_most_similar_training_image_is_named() -> None:
     noise = random.integers(-20, 21, (3, 32, 32))
     versions = [picture + noise, picture + noise // 4, picture]
     small = np.array(versions).clip(0, 255).astype(np.uint8)
-    training = Pictures(np.array(["rough", "fine"], dtype=object), small[:2])
+    trained = np.ones((1, 2), dtype=bool)
+    training = Pictures(np.array(["rough", "fine"], dtype=object), small[:2], trained)
     seen = split_of({"rough": ("A", "train"), "fine": ("B", "train")})
     facts = audit([seen], table_of(("x", "X")), small[2:], training)
     (pair,) = facts["near_duplicates"]
@@ -107,11 +107,23 @@ def test_a_near_duplicate_counts_only_for_a_model_that_was_trained_on_it() -> No
     random = np.random.default_rng(0)
     small = random.integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
     seen = [split_of({"a": ("A", "train")}), split_of({"b": ("B", "train")})]
-    training = Pictures(np.array(["a", "b"], dtype=object), small)
+    training = Pictures(np.array(["a", "b"], dtype=object), small, np.eye(2, dtype=bool))
     table = table_of(("a anew", "X"), ("b anew", "Y"))
     for asked, leaked in (([[1, 0], [0, 1]], ["a anew", "b anew"]), ([[0, 1], [1, 0]], [])):
         facts = audit(seen, table, small, training, asked=np.array(asked, dtype=bool))
         assert facts["leaked_images"] == leaked
+
+
+def test_two_pictures_with_one_id_in_two_folders_are_two() -> None:
+    small = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
+    seen = [split_of({"1": ("A", "train")}), split_of({"1": ("B", "train")})]
+    ids = np.array(["1", "1"], dtype=object)
+    both = Pictures(ids, small, np.eye(2, dtype=bool))
+    for n in range(2):
+        facts = audit(seen, table_of(("new", "X")), small[n : n + 1], both)
+        assert facts["leaked_images"] == ["new"]
+    one = Pictures(ids[:1], small[:1], np.array([[True], [False]]))
+    assert audit(seen, table_of(("new", "X")), small[1:], one)["status"] == "unknown"
 
 
 @pytest.fixture
@@ -241,7 +253,7 @@ def test_without_the_training_images_near_duplicates_are_unknown(
     thumbnails = same_pictures.thumbnails(images.data[0], images.rows)
     training = training_pictures([model])
     assert training is not None
-    fewer = replace(training, image_id=training.image_id[3:], thumbnails=training.thumbnails[3:])
+    fewer = Pictures(training.image_id[3:], training.thumbnails[3:], training.trained[:, 3:])
     facts = audit([model.facts["split"]], images.table, thumbnails, fewer)
     assert facts["status"] == "unknown"
     assert "among 3 training images that are not at hand" in facts["sentence"]

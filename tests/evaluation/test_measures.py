@@ -32,6 +32,17 @@ def overall(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     return {name: float(value[0]) for name, value in values.items()}
 
 
+def plain_error(confidence: np.ndarray, truth: np.ndarray) -> float:
+    """The calibration error, bin by bin as it is written down."""
+    error = 0.0
+    bins = np.minimum((confidence * measures.BINS).astype(int), measures.BINS - 1)
+    for number in range(measures.BINS):
+        own = bins == number
+        if own.any():
+            error += own.mean() * abs(confidence[own].mean() - truth[own].mean())
+    return error
+
+
 def same(ours: float, theirs: float) -> None:
     assert ours == pytest.approx(theirs, abs=1e-6, nan_ok=True)
 
@@ -54,6 +65,10 @@ def test_plain_measures_are_those_of_the_libraries(
     same(ours["brier"], float(((probabilities - truth) ** 2).sum(axis=1).mean()))
     same(ours["log_loss"], sk.log_loss(labels, probabilities, labels=range(classes)))
     # torchmetrics has float32 and bins closed on the other side, which matters at their edges.
+    correct = probabilities.argmax(axis=1) == labels
+    same(ours["ece"], plain_error(probabilities.max(axis=1), correct))
+    by_class = [plain_error(probabilities[:, k], labels == k) for k in range(classes)]
+    same(ours["class_wise_ece"], float(np.mean(by_class)))
     confidence = probabilities.max(axis=1) * measures.BINS
     if np.abs(confidence - np.round(confidence)).min() > 1e-4:
         theirs = multiclass_calibration_error(
@@ -99,6 +114,8 @@ def test_perfect_constant_and_single_predictions() -> None:
         assert perfect[name] == 1
     for name in ("brier", "log_loss", "ece", "class_wise_ece"):
         assert perfect[name] == pytest.approx(0, abs=1e-12)
+    never = overall(np.array([0, 1]), np.array([[0.0, 1.0], [0.0, 1.0]]))
+    same(never["log_loss"], sk.log_loss([0, 1], [[0.0, 1.0], [0.0, 1.0]]))
     constant = overall(labels, np.full((4, 3), 1 / 3))
     assert constant["auroc"] == 0.5
     single = overall(labels[:1], np.array([[0.7, 0.2, 0.1]]))

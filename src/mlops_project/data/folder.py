@@ -9,6 +9,8 @@ from mlops_project.errors import InputError
 
 def require_folder(folder: Path) -> None:
     """Raises InputError, with the two commands that help, if there is no such folder."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: this is a file; name the folder with the images and the table")
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder. Two commands that help:\n"

@@ -12,12 +12,12 @@ COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.5)  # shares of the images that the model dec
 POINTS = np.arange(1, 101) / 100  # coverages at which the curve is told
 
 
-def judge(labels: np.ndarray, probabilities: np.ndarray, lesions: np.ndarray) -> dict[str, Any]:
+def judge(wrong: np.ndarray, confidence: np.ndarray, lesions: np.ndarray) -> dict[str, Any]:
     """How the error falls where images are left out in the order of how sure the model is of them.
 
     Args:
-        labels: int64 [N].
-        probabilities: calibrated, float [N, K]; the largest of an image is the confidence.
+        wrong: whether the model's class is not the true one, bool [N].
+        confidence: how probable that class is, float [N].
         lesions: of each image, which the bootstrap draws.
 
     Returns:
@@ -25,8 +25,7 @@ def judge(labels: np.ndarray, probabilities: np.ndarray, lesions: np.ndarray) ->
         that of all images. `area`: under it, with its interval. `at`: for each of `COVERAGES` the
         share `kept`, which is larger where images are equally sure, its `error` and `ci95`.
     """
-    wrong, confidence = probabilities.argmax(axis=1) != labels, probabilities.max(axis=1)
-    coverages, errors, _ = risk_coverage(np.ones((1, len(labels))), wrong, confidence)
+    coverages, errors, _ = risk_coverage(np.ones((1, len(wrong))), wrong, confidence)
     curve = np.unique(_first(coverages, POINTS))
 
     def measure(weights: np.ndarray) -> dict[Any, np.ndarray]:

@@ -73,8 +73,8 @@ def with_intervals(
         biased: measures that resampling makes larger, whose interval is moved back by as much.
 
     Returns:
-        {"value": float, "ci95": [low, high]} of each; NaN for the interval of a single lesion
-        where there is no exact one.
+        {"value": float, "ci95": [low, high]} of each; NaN for the interval where no resample
+        differs, as of a single lesion or where all is right, and there is no exact one.
     """
     plain = measure(np.ones((1, len(lesions))))
     chunks = [measure(weights) for weights in weightings(lesions)]
@@ -86,7 +86,7 @@ def with_intervals(
         clusters = len(np.unique(lesions[shares[name]])) if shares and name in shares else 0
         if low == high and clusters and value in (0, 1):
             low, high = exact_interval(value, clusters)
-        elif alone:
+        elif alone or low == high:
             low = high = float("nan")
         elif name in biased:
             excess = float(np.nanmean(resampled)) - value

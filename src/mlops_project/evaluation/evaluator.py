@@ -9,6 +9,8 @@ import pandas as pd
 
 from mlops_project.evaluation import bootstrap, measures
 
+FEW_LESIONS = 20  # of a class: with 10, an interval of AUROC holds the truth 80 % of the time
+
 
 def measure(names: list[str], predictions: pd.DataFrame) -> dict[str, Any]:
     """What the predictions are worth, as `metrics.json` holds it: by image, and by lesion.
@@ -55,7 +57,13 @@ def _measured(table: pd.DataFrame, lesions: np.ndarray, names: list[str]) -> dic
         shares |= {(name, n): images for n, images in own.items()}
     biased = [("", name) for name in measures.BIASED]
     found = bootstrap.with_intervals(lesions, all_measures, shares, biased)
-    counts = {name: {"n_images": int((labels == k).sum())} for k, name in enumerate(names)}
+    counts = {
+        name: {
+            "n_images": int((labels == k).sum()),
+            "n_lesions": len(np.unique(lesions[labels == k])),
+        }
+        for k, name in enumerate(names)
+    }
     return {
         "metrics": {n: known for (group, n), known in found.items() if not group},
         "per_class": {
@@ -75,7 +83,24 @@ def most_frequent(classes: pd.Series) -> str:
 
 
 def unmeasured(facts: dict[str, Any]) -> list[str]:
-    """Why values of `measure` do not exist, in sentences."""
+    """Why values of `measure` do not exist, or are not to be relied on, in sentences."""
+    by_image = _unmeasured(facts)
+    by_lesion = [f"by lesion: {text}" for text in _unmeasured(facts["by_lesion"])]
+    few = [
+        f"{name} ({known['n_lesions']})"
+        for name, known in facts["per_class"].items()
+        if 0 < known["n_lesions"] < FEW_LESIONS
+    ]
+    if few:
+        by_image.append(
+            f"fewer than {FEW_LESIONS} lesions of {', '.join(few)}: intervals of AUROC and average "
+            "precision are too narrow there"
+        )
+    same = {text.removeprefix("by lesion: ") for text in by_lesion} & set(by_image)
+    return by_image + [text for text in by_lesion if text.removeprefix("by lesion: ") not in same]
+
+
+def _unmeasured(facts: dict[str, Any]) -> list[str]:
     absent = [name for name, known in facts["per_class"].items() if not known["n_images"]]
     sentences = []
     if absent:
@@ -88,6 +113,9 @@ def unmeasured(facts: dict[str, Any]) -> list[str]:
     ]
     if never:
         sentences.append(f"no image is taken for {', '.join(never)}: no PPV of such a class")
+    always = [n for n, known in facts["per_class"].items() if np.isnan(known["npv"])]
+    if always:
+        sentences.append(f"every image is taken for {', '.join(always)}: no NPV of such a class")
     metrics = facts["metrics"]
     missing = [name for name, metric in metrics.items() if np.isnan(metric["value"])]
     if missing:
@@ -96,5 +124,5 @@ def unmeasured(facts: dict[str, Any]) -> list[str]:
     wide = [n for n, m in metrics.items() if n not in missing and np.isnan(m["ci95"][0])]
     if wide:
         shown = ", ".join(name.replace("_", " ") for name in wide)
-        sentences.append(f"no interval of {shown}: there are too few lesions to resample")
+        sentences.append(f"no interval of {shown}: resampling the lesions changes nothing")
     return sentences

@@ -32,6 +32,7 @@ class Images:
         left_out: which images of the folder are not asked about, where that may surprise; or "".
         class_names: that the labels are told by: the models', or benign and malignant where the
             table knows no more.
+        absent: which images were to be asked about, and cannot be; or "".
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Images:
     asked: np.ndarray
     class_names: list[str]
     left_out: str = ""
+    absent: str = ""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -90,7 +92,9 @@ def open_images(
     Raises:
         InputError: no such folder, or no image of that split in it.
     """
-    folder = data_dir or _own_folder(models)
+    if data_dir is not None and not data_dir.strip():
+        raise InputError("--data-dir: the name is empty (a variable that is not set?)")
+    folder = _own_folder(models) if data_dir is None else data_dir
     source = read_source(folder, unlabelled=True)
     if class_names is None:
         coarse = source.table["dx"].isin(BINARY).any()
@@ -114,6 +118,7 @@ def open_images(
             f"{folder}: no image is of the {split} split{whose} ({counts})\n"
             "--split all takes every one."
         )
+    before = wanted.copy()
     for module in shared.values():
         module.split = parts.copy()
         wanted[list(module.decode(np.flatnonzero(wanted)))] = False
@@ -122,7 +127,28 @@ def open_images(
     differ = len({model.facts["split_hash"] for model in models}) > 1
     left_out = _left_out(parts[~wanted], split) if data_dir is not None or differ else ""
     rows = np.flatnonzero(wanted)
-    return Images(Path(folder), data, rows, asked[:, rows], class_names, left_out)
+    missing = set(source.missing)
+    if data_dir is None:  # what the runs had is known, whatever has become of the table
+        missing = _known_images(models, split) - set(source.table["image_id"])
+    absent = _absent(len(missing), int((before & ~wanted).sum()))
+    return Images(Path(folder), data, rows, asked[:, rows], class_names, left_out, absent)
+
+
+def _known_images(models: Sequence[TrainedModel], split: str) -> set[str]:
+    """Ids of the images that the runs had in a split."""
+    parts = {"all": SPLITS, OUT_OF_FOLD: ("val",)}.get(split, (split,))
+    found: set[str] = set()
+    for model in models:
+        seen = model.facts["split"]
+        pairs = zip(seen["image_id"], seen["split"], strict=True)
+        found |= {image for image, part in pairs if part in parts}
+    return found
+
+
+def _absent(missing: int, unreadable: int) -> str:
+    counts = {"are not in the folder": missing, "cannot be read": unreadable}
+    told = " and ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"images are left out: {told}" if told else ""
 
 
 def _left_out(parts: np.ndarray, split: str) -> str:
@@ -130,8 +156,9 @@ def _left_out(parts: np.ndarray, split: str) -> str:
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     if not told:
         return ""
-    text = "images of the folder are left out, since the models have seen them, or their lesions"
-    return f"{sum(counts.values())} {text} ({told})"
+    text = f"{sum(counts.values())} images of the folder are left out ({told})"
+    known = counts.get("train", 0) + counts.get("val", 0)
+    return text + (": the models have seen those, or their lesions" if known else "")
 
 
 def reopen(images: Images, models: Sequence[TrainedModel]) -> Images:

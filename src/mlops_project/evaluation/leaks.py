@@ -23,12 +23,14 @@ class Pictures:
     """What images look like.
 
     Attributes:
-        image_id: object [N], each once.
+        image_id: object [N]; two folders may have one id for two pictures.
         thumbnails: uint8 [N, 3, S, S], of `same_pictures.thumbnails`.
+        trained: which of the M models were trained on it, bool [M, N].
     """
 
     image_id: np.ndarray
     thumbnails: np.ndarray
+    trained: np.ndarray
 
 
 def training_pictures(models: Sequence[TrainedModel]) -> Pictures | None:
@@ -37,18 +39,32 @@ def training_pictures(models: Sequence[TrainedModel]) -> Pictures | None:
     def folder(model: TrainedModel) -> str:
         return model.config.data.data_dir
 
-    names: list[np.ndarray] = []
-    parts: list[np.ndarray] = []
-    for _, group in groupby(sorted(models, key=folder), folder):
+    parts: list[Pictures] = []
+    for place, group in groupby(sorted(models, key=folder), folder):
         try:
             images = open_images(list(group), None, "train")
         except InputError:
             continue  # `audit` sees what is missing
-        ids = images.table["image_id"].to_numpy(dtype=object)
-        new = ~pd.Index(ids).isin(np.concatenate([*names, []]))
-        names.append(ids[new])
-        parts.append(same_pictures.thumbnails(images.data[0], images.rows[new]))
-    return Pictures(np.concatenate(names), np.concatenate(parts)) if names else None
+        ids = images.table["image_id"]
+        trained = [
+            ids.isin(_trained_on(model.facts["split"])) & (folder(model) == place)
+            for model in models
+        ]
+        small = same_pictures.thumbnails(images.data[0], images.rows)
+        parts.append(Pictures(ids.to_numpy(dtype=object), small, np.stack(trained)))
+    if not parts:
+        return None
+    return Pictures(
+        np.concatenate([part.image_id for part in parts]),
+        np.concatenate([part.thumbnails for part in parts]),
+        np.concatenate([part.trained for part in parts], axis=1),
+    )
+
+
+def _trained_on(split: dict[str, list[str]]) -> list[str]:
+    """The image ids of a training split."""
+    pairs = zip(split["image_id"], split["split"], strict=True)
+    return [image for image, part in pairs if part == "train"]
 
 
 def audit(
@@ -99,13 +115,13 @@ def audit(
     trained_ids = pd.unique(pd.concat(trained)["image_id"])
     missing, near = len(trained_ids), pd.DataFrame(columns=list(NEAR))
     if thumbnails is not None and training is not None:
-        own = pd.Index(training.image_id).isin(trained_ids)
-        missing -= int(own.sum())
+        at_hand = zip(trained, training.trained, strict=True)
+        absent = [set(part["image_id"]) - set(training.image_id[own]) for part, own in at_hand]
+        missing = len(set().union(*absent))
         rest = np.flatnonzero(~direct)
-        i, j, similarity = same_pictures.similar_pairs(training.thumbnails[own], thumbnails[rest])
-        names, rows = training.image_id[own][i], rest[j]
-        by_model = np.stack([pd.Index(names).isin(part["image_id"]) for part in trained])
-        counts = (by_model & asked[:, rows]).any(axis=0)
+        i, j, similarity = same_pictures.similar_pairs(training.thumbnails, thumbnails[rest])
+        names, rows = training.image_id[i], rest[j]
+        counts = (training.trained[:, i] & asked[:, rows]).any(axis=0)
         values = image[rows], names, similarity.astype(float)
         near = pd.DataFrame(dict(zip(NEAR, values, strict=True)))[counts]
         near = near.sort_values("similarity", ascending=False).drop_duplicates("image_id")

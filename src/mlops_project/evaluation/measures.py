@@ -12,6 +12,7 @@ import numpy as np
 
 # Resampling makes these larger: it takes noise in the bins for miscalibration once more.
 BIASED = ("ece", "class_wise_ece")
+SMALLEST = float(np.finfo(float).eps)  # probability, so that its logarithm exists; scikit-learn's
 BINS = 15  # of confidence: Guo et al., On Calibration of Modern Neural Networks, ICML 2017
 
 
@@ -58,7 +59,7 @@ def calibration(
     classes, total = probabilities.shape[1], weights.sum(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     truth = np.eye(classes)[labels]
-    chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-15, 1)
+    chosen = np.clip(probabilities[np.arange(len(labels)), labels], SMALLEST, 1)
     return {
         "brier": weights @ ((probabilities - truth) ** 2).sum(axis=1) / total,
         "log_loss": weights @ -np.log(chosen) / total,

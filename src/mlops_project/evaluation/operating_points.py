@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 THRESHOLDS = np.arange(0.05, 0.96, 0.05)  # of the decision curve
+
+VALUES = ("ppv", "npv")  # that are known by their initials
 
 
 def choose_threshold(truth: np.ndarray, scores: np.ndarray, sensitivity: float) -> float:
@@ -23,6 +27,20 @@ def choose_threshold(truth: np.ndarray, scores: np.ndarray, sensitivity: float) 
         return float("nan")
     needed = max(1, int(np.ceil(sensitivity * len(found) - 1e-9)))
     return float(found[needed - 1])
+
+
+def undecided(facts: dict[str, Any]) -> list[str]:
+    """Which values of the entry operating_points of `facts` do not exist, in sentences."""
+    sentences = []
+    for question, point in facts.get("operating_points", {}).items():
+        if "gap" in point:
+            sentences.append(f"no threshold for {question}: {point['gap']}")
+            continue
+        missing = [n for n, known in point["evaluated"].items() if np.isnan(known["value"])]
+        if missing:
+            told = " and ".join(name.upper() if name in VALUES else name for name in missing)
+            sentences.append(f"{question}: no {told} at the threshold: there is no such image")
+    return sentences
 
 
 def net_benefit(truth: np.ndarray, scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from mlops_project.evaluation import (
     evaluator,
     explanations,
     leaks,
+    operating_points,
     out_of_distribution,
     subgroups,
 )
@@ -37,6 +38,7 @@ from mlops_project.evaluation.trained_model import TrainedModel, describe, load_
 from mlops_project.files import atomic_write
 
 log = logging.getLogger("mlops_project")
+FEW_IMAGES = 20  # of the validation split: with fewer, nothing fitted on them holds
 
 
 def evaluate(
@@ -150,10 +152,16 @@ def _calibrate(
     offsets = np.mean([model.log_prior(names) for model in models], axis=0)
     decided, calibrated = decide(names, validation.labelled(), table, target_sensitivity, offsets)
     facts |= decided
+    facts["gaps"] += operating_points.undecided(decided)
     table[[f"calibrated_{name}" for name in names]] = calibrated
     # The temperature of the model's own logits, for whoever uses it without this program
     known = decided.get("calibration")
-    if known and calibration.at_the_end(known["temperature"]):
+    if known and known["validation_images"] < FEW_IMAGES:
+        facts["gaps"].append(
+            f"the temperature and the thresholds are those of {known['validation_images']} "
+            "validation images: they are not to be relied on, and not stored"
+        )
+    elif known and calibration.at_the_end(known["temperature"]):
         facts["gaps"].append(
             f"the temperature {known['temperature']:.2f} is as far as was looked: the validation "
             "split is too small, or its answers are all right or no better than chance"
@@ -186,14 +194,18 @@ def _calibrate_across(
     offsets = np.mean([model.log_prior(names) for model in models], axis=0)
     decided, calibrated = decide_across(names, table, folds, target_sensitivity, offsets)
     facts |= decided
+    facts["gaps"] += operating_points.undecided(decided)
     table[[f"calibrated_{name}" for name in names]] = calibrated
 
 
 def _abstention(names: list[str], labelled: pd.DataFrame) -> dict[str, Any]:
     kind = "calibrated" if f"calibrated_{names[0]}" in labelled else "probability"
+    probabilities = labelled[[f"{kind}_{name}" for name in names]].to_numpy(dtype=float)
+    # With offsets it need not be the largest of the calibrated ones: it is the answer that counts.
+    answers = pd.Index(names).get_indexer(pd.Index(labelled["y_pred"]))
     return abstention.judge(
-        pd.Index(names).get_indexer(pd.Index(labelled["y_true"])),
-        labelled[[f"{kind}_{name}" for name in names]].to_numpy(dtype=float),
+        (labelled["y_pred"] != labelled["y_true"]).to_numpy(),
+        probabilities[np.arange(len(answers)), answers],
         labelled["lesion_id"].to_numpy(),
     )
 
@@ -206,18 +218,25 @@ def _compare(
 ) -> None:
     """Adds the differences to another model, or why there are none."""
     second = predict(other, reopen(images, other), tta=facts["tta"])
-    seen = leaks.audit([other[0].facts["split"]], images.table)["leaked_images"]
+    audit = leaks.audit(
+        [other[0].facts["split"]],
+        images.table,
+        same_pictures.thumbnails(images.data[0], images.rows),
+        leaks.training_pictures(other),
+    )
     try:
         found = comparison.compare(
             images.class_names,
             predictions.labelled(),
             second.labelled(),
             str(other[0].path),
-            trained_on={*seen, *facts["leaks"]["leaked_images"]},
+            trained_on={*audit["leaked_images"], *facts["leaks"]["leaked_images"]},
         )
     except InputError as error:
         facts["gaps"].append("no comparison: " + str(error).splitlines()[0])
         return
+    if audit["status"] == "unknown":
+        facts["gaps"].append(f"the other model's training images: {audit['sentence']}")
     facts["gaps"] += found.pop("gaps")
     facts["comparison"] = found
 
@@ -310,7 +329,7 @@ def _facts(models: Sequence[TrainedModel], images: Images, split: str, tta: bool
         "settings": first.facts["config"],
         "n_images": len(images.rows),
         "n_lesions": int(images.table["lesion_id"].nunique()),
-        "gaps": [images.left_out] if images.left_out else [],
+        "gaps": [text for text in (images.left_out, images.absent) if text],
     }
 
 
@@ -324,7 +343,7 @@ def _subgroups(names: list[str], table: pd.DataFrame, predictions: pd.DataFrame)
 def _validation(
     models: Sequence[TrainedModel], images: Images, split: str, tta: bool
 ) -> tuple[Predictions | None, str]:
-    """Predictions of the runs' own validation split, or why there are none."""
+    """Predictions of the runs' own validation split, and what is missing of them."""
     missing = "no calibration, thresholds, prediction sets and out-of-distribution scores: "
     if _is_cross_validation(images, split):
         return (
@@ -340,7 +359,8 @@ def _validation(
         own = open_images(models, None, "val", images.class_names)
     except InputError as error:
         return None, missing + str(error).splitlines()[0]
-    return predict(models, own, tta=tta), ""
+    gap = f"of the validation split, {own.absent}" if own.absent else ""
+    return predict(models, own, tta=tta), gap
 
 
 def _write(folder: Path, facts: dict[str, Any], predictions: pd.DataFrame) -> list[Path]:

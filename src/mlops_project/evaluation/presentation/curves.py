@@ -157,7 +157,7 @@ def abstention(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | No
     axes.plot(coverage[order], error[order], color=BLUE, linewidth=2)
     told = []
     for point in mappings(get(facts, "abstention", "at")):
-        x, y = number(point.get("coverage")), number(point.get("error"))
+        x, y = number(point.get("kept", point.get("coverage"))), number(point.get("error"))
         if math.isnan(x + y):
             continue
         axes.plot([x, x], interval(point.get("ci95")), color=BLACK, linewidth=1)

@@ -55,7 +55,7 @@ def write_model_card(
         "name": f"{facts.get('model') or 'unnamed'} {variant or ''}".strip(),
         "names": names,
         "classes": [f"{n} ({DIAGNOSES[n]})" if n in DIAGNOSES else n for n in names],
-        "data_name": "synthetic images" if facts.get("synthetic") else "HAM10000",
+        "data_name": _data(facts),
         "weights": _weights(known),
         "results": [r for r in results if not math.isnan(r[2])],
         "ood": known.get("out_of_distribution") or {},
