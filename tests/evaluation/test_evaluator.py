@@ -125,6 +125,7 @@ def test_images_that_have_gone_are_counted(
     absent = "images are left out: 2 are not in the folder and 1 cannot be read"
     assert open_images([model], None, "test").absent == absent
     assert open_images([model], None, "val").absent == ""
+    assert open_images([model], str(tmp_path / "here"), "test").absent == absent
     everything = open_images([model], None, "all").absent
     assert everything == absent.replace("2 are", "3 are")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import random
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 from rich.console import Console
 
 from mlops_project.errors import InputError
@@ -31,8 +33,7 @@ from tests.searching.conftest import Server, WriteSweep
 CLAIM = """
 import sys, time
 from pathlib import Path
-from mlops_project.searching.results import report
-from mlops_project.searching.storage import RETRIES, Storage
+from mlops_project.searching.storage import Storage
 from mlops_project.searching.study import Done, Lost, Study
 from mlops_project.searching.sweep import read
 
@@ -278,25 +279,68 @@ def test_an_interrupted_trial_is_never_given_up_and_counts_once(
     assert abandoned(study.trials()) == []
 
 
+def test_what_is_not_a_number_is_behind_and_ranks_nobody(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path = write_sweep(early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2})
+    study = open_study(path, f"sqlite:///{tmp_path / 'study.db'}")
+    verdicts = []
+    for value in (math.nan, math.nan, math.nan, 0.5, 0.6, 0.4):
+        trial = study.claim(99)
+        assert trial is not None
+        study.report(trial, value, 1)
+        verdicts.append(study.is_behind(trial, 1))
+    assert verdicts == [True, True, True, False, True, False]
+    late = study.claim(99)
+    assert late is not None
+    study.report(late, 0.1, 1)
+    study.optuna_study.tell(late, state=TrialState.FAIL)  # another worker has taken it for dead
+    with pytest.raises(Lost):
+        study.is_behind(late, 1)
+
+
+def test_a_trial_is_judged_once_whoever_goes_on_with_it(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path = write_sweep(early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2})
+    study = open_study(path, f"sqlite:///{tmp_path / 'study.db'}")
+    first, second = study.claim(99), study.claim(99)
+    assert first is not None
+    assert second is not None
+    study.report(first, 0.5, 1)
+    assert not study.is_behind(first, 1)
+    study.report(second, 0.6, 1)  # and its worker dies before it judges
+    for trial in (first, second):
+        study.give_back(trial)
+    better = study.claim(99)
+    assert better is not None
+    again = [better, study.claim(99)]
+    assert [study.reported(t) for t in again if t is not None] == [{1}, {1}]
+    third = study.claim(99)
+    assert third is not None
+    study.report(third, 0.1, 1)
+    by_params = {repr(t.params): t for t in again if t is not None}
+    assert not study.is_behind(by_params[repr(first.params)], 1)  # as it was judged before
+    assert study.is_behind(by_params[repr(second.params)], 1)
+
+
 def test_a_trial_that_all_workers_die_of_is_given_up_and_told(
     write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
     path = write_sweep(method="grid", parameters={"training.learning_rate": {"values": [0.1, 0.2]}})
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
-    deaths = 0
-    while True:
-        study = open_study(path, storage, grace=1)
-        try:
-            trial = study.claim(2)
-        except Done:
-            break
-        if trial is None:
-            continue
-        if trial.params["training.learning_rate"] == 0.1:
-            deaths += 1  # and nothing more is heard of it
-        else:
-            study.complete(trial, 0.5)
-    assert deaths == RETRIES + 1
+    study = open_study(path, f"sqlite:///{tmp_path / 'study.db'}")
+    for _ in range(RETRIES + 1):
+        trial = study.claim(2)
+        assert trial is not None
+        assert trial.params["training.learning_rate"] == 0.1
+        # What another worker does with a trial whose heartbeat has stopped.
+        study.optuna_study.tell(trial, state=TrialState.FAIL)
+    trial = study.claim(2)
+    assert trial is not None
+    assert trial.params["training.learning_rate"] == 0.2
+    study.complete(trial, 0.5)
+    with pytest.raises(Done):
+        study.claim(2)
     assert [t.params for t in abandoned(study.trials())] == [{"training.learning_rate": 0.1}]
     lines: list[str] = []
     report(study, tmp_path, lines.append)

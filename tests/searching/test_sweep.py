@@ -178,11 +178,20 @@ def test_what_the_command_line_gives_is_not_searched(write_sweep: WriteSweep) ->
     assert sweep.metric == "val_loss"
 
 
+def test_a_whole_number_may_be_rounded_to_multiples(write_sweep: WriteSweep) -> None:
+    spec = {"distribution": "q_log_uniform_values", "q": 8, "min": 32, "max": 256}
+    sweep = read(write_sweep(parameters={"data.batch_size": spec}), [])
+    assert sweep.settings_of({"data.batch_size": 45.7})[-1] == "data.batch_size=48"
+
+
 def test_weights_and_biases_is_left_out_unless_the_command_line_asks(
     write_sweep: WriteSweep,
 ) -> None:
     command = ["${program}", "wandb.enabled=true", "wandb.project=mine", "seed=5", "${args}"]
     path = write_sweep(command=command)
+    rate = {"values": [0.1, 0.2]}
+    constant = {"training.learning_rate": rate, "wandb.enabled": {"value": True}}
+    assert not read(write_sweep("constant.yaml", parameters=constant), []).config.wandb.enabled
     quiet, asked = read(path, []).config, read(path, ["wandb.enabled=true"]).config
     assert (quiet.wandb.enabled, quiet.seed) == (False, 5)
     assert (asked.wandb.enabled, asked.wandb.project) == (True, "mine")
@@ -289,6 +298,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"parameters": {"training.max_time": {"values": ["soon", "00:01:00:00"]}}},
         "days:hours:minutes",
     ),
+    ({"command": 5}, "command: must be a list of words"),
     ({"program": "src/train.py"}, "program: src/train.py: no such file"),
     ({"run_cap": 0}, "run_cap: 0: must be at least 1"),
 ]

@@ -84,20 +84,20 @@ def most_frequent(classes: pd.Series) -> str:
 
 def unmeasured(facts: dict[str, Any]) -> list[str]:
     """Why values of `measure` do not exist, or are not to be relied on, in sentences."""
-    by_image = _unmeasured(facts)
-    by_lesion = [f"by lesion: {text}" for text in _unmeasured(facts["by_lesion"])]
+    sentences = _unmeasured(facts)
+    whole = [text for text in _unmeasured(facts["by_lesion"]) if text not in sentences]
+    sentences += [f"by lesion: {text}" for text in whole]
     few = [
         f"{name} ({known['n_lesions']})"
         for name, known in facts["per_class"].items()
         if 0 < known["n_lesions"] < FEW_LESIONS
     ]
     if few:
-        by_image.append(
+        sentences.append(
             f"fewer than {FEW_LESIONS} lesions of {', '.join(few)}: intervals of AUROC and average "
             "precision are too narrow there"
         )
-    same = {text.removeprefix("by lesion: ") for text in by_lesion} & set(by_image)
-    return by_image + [text for text in by_lesion if text.removeprefix("by lesion: ") not in same]
+    return sentences
 
 
 def _unmeasured(facts: dict[str, Any]) -> list[str]:
@@ -124,5 +124,5 @@ def _unmeasured(facts: dict[str, Any]) -> list[str]:
     wide = [n for n, m in metrics.items() if n not in missing and np.isnan(m["ci95"][0])]
     if wide:
         shown = ", ".join(name.replace("_", " ") for name in wide)
-        sentences.append(f"no interval of {shown}: resampling the lesions changes nothing")
+        sentences.append(f"no interval of {shown}: resampling the lesions gives none")
     return sentences

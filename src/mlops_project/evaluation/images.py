@@ -127,9 +127,12 @@ def open_images(
     differ = len({model.facts["split_hash"] for model in models}) > 1
     left_out = _left_out(parts[~wanted], split) if data_dir is not None or differ else ""
     rows = np.flatnonzero(wanted)
-    missing = set(source.missing)
+    wanted_ids, known = (_known_images(models, s) for s in (split, "all"))
     if data_dir is None:  # what the runs had is known, whatever has become of the table
-        missing = _known_images(models, split) - set(source.table["image_id"])
+        missing = wanted_ids - set(source.table["image_id"])
+    else:
+        new = set(source.missing) - known if split in ("test", "all") else set()
+        missing = (set(source.missing) & wanted_ids) | new
     absent = _absent(len(missing), int((before & ~wanted).sum()))
     return Images(Path(folder), data, rows, asked[:, rows], class_names, left_out, absent)
 

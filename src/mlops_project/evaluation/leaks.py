@@ -94,6 +94,7 @@ def audit(
         status: "overlap"; else "unknown", where not all of the training images could be compared;
             else "clean".
         n_training_images: of all checkpoints together.
+        n_not_compared: training images that near-duplicates were not looked for among.
         n_asked_of_some: evaluated images that not all models are asked about.
         n_shared_with_validation: evaluated images that do not leak, but by which a model that is
             asked was chosen, or that show such a lesion.
@@ -132,6 +133,7 @@ def audit(
     facts = {
         "status": "overlap" if leaks.any() else "unknown" if missing else "clean",
         "n_training_images": len(trained_ids),
+        "n_not_compared": missing,
         "n_shared_with_validation": int((chosen_by & ~leaks).sum()),
         "n_asked_of_some": int((~asked.all(axis=0)).sum()),
         "shared_images": image[same_image].tolist(),
@@ -147,7 +149,7 @@ def audit(
         "another image of a lesion so found": leaks & ~found,
     }
     listed = ", ".join(f"{way}: {own.sum():,}" for way, own in ways.items() if own.any())
-    return facts | {"sentence": _sentence(facts, len(image), listed, missing)}
+    return facts | {"sentence": _sentence(facts, len(image), listed)}
 
 
 def _shared(ids: pd.Index, column: str, parts: list[pd.DataFrame], asked: np.ndarray) -> np.ndarray:
@@ -155,8 +157,9 @@ def _shared(ids: pd.Index, column: str, parts: list[pd.DataFrame], asked: np.nda
     return (np.stack([ids.isin(part[column]) for part in parts]) & asked).any(axis=0)
 
 
-def _sentence(facts: dict[str, Any], images: int, ways: str, missing: int) -> str:
+def _sentence(facts: dict[str, Any], images: int, ways: str) -> str:
     leaked, trained = len(facts["leaked_images"]), facts["n_training_images"]
+    missing = facts["n_not_compared"]
     if leaked:
         shows, it = ("shows", "it") if leaked == 1 else ("show", "them")
         text = f"Overlap: {leaked:,} of {images:,} evaluated images {shows} what the model was "

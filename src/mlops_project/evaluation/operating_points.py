@@ -8,7 +8,12 @@ import numpy as np
 
 THRESHOLDS = np.arange(0.05, 0.96, 0.05)  # of the decision curve
 
-VALUES = ("ppv", "npv")  # that are known by their initials
+MISSING = {  # why a value does not exist
+    "sensitivity": "no sensitivity: no image has it",
+    "specificity": "no specificity: all images have it",
+    "ppv": "no PPV: no image reaches the threshold",
+    "npv": "no NPV: all images reach the threshold",
+}
 
 
 def choose_threshold(truth: np.ndarray, scores: np.ndarray, sensitivity: float) -> float:
@@ -36,10 +41,11 @@ def undecided(facts: dict[str, Any]) -> list[str]:
         if "gap" in point:
             sentences.append(f"no threshold for {question}: {point['gap']}")
             continue
-        missing = [n for n, known in point["evaluated"].items() if np.isnan(known["value"])]
-        if missing:
-            told = " and ".join(name.upper() if name in VALUES else name for name in missing)
-            sentences.append(f"{question}: no {told} at the threshold: there is no such image")
+        sentences += [
+            f"{question}: {why}"
+            for name, why in MISSING.items()
+            if np.isnan(point["evaluated"][name]["value"])
+        ]
     return sentences
 
 

@@ -235,8 +235,11 @@ def _compare(
     except InputError as error:
         facts["gaps"].append("no comparison: " + str(error).splitlines()[0])
         return
-    if audit["status"] == "unknown":
-        facts["gaps"].append(f"the other model's training images: {audit['sentence']}")
+    if audit["n_not_compared"]:
+        facts["gaps"].append(
+            f"{audit['n_not_compared']} training images of the other model are not at hand: images "
+            "like them under other ids are compared all the same"
+        )
     facts["gaps"] += found.pop("gaps")
     facts["comparison"] = found
 

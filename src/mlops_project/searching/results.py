@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_project.errors import ProjectError
 from mlops_project.files import atomic_write
-from mlops_project.searching.storage import RETRIES
+from mlops_project.searching.storage import DEATHS, RETRIES
 from mlops_project.searching.study import Study
 from mlops_project.searching.trials import abandoned, best_number, count, duration, state
 from mlops_project.training.folders import table_text
@@ -127,7 +127,7 @@ def report(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
         + (f"; {counts.failed} more failed" if counts.failed else "")
         + (f"; {statistics.fmean(seconds):.0f} s each" if seconds else "")
     )
-    lost = abandoned(trials)
+    lost = [t for t in abandoned(trials) if t.system_attrs.get(DEATHS, 0) >= RETRIES]
     if lost:
         numbers = ", ".join(str(t.number) for t in lost)
         tell(f"given up, for {RETRIES + 1} workers each have died of it: trial {numbers}")

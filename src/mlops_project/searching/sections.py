@@ -16,6 +16,7 @@ from typing import Any, Literal
 from mlops_project import settings
 from mlops_project.metrics import MONITORABLE, monitor_mode
 from mlops_project.printable import printable
+from mlops_project.searching.space import Parameter
 
 METHODS = ("random", "grid", "bayes")
 Goal = Literal["minimize", "maximize"]
@@ -152,6 +153,22 @@ def read_command(command: Any, program: Any, found: Findings) -> list[str]:
     if not {*ARGS, *OTHER_ARGS} & set(words):
         found.problems.append("command: no parameter gets to train.py without ${args_no_hyphens}")
     return settings.normalise(overrides)
+
+
+def check_command(
+    command: Any, overrides: Iterable[str], parameters: Iterable[Parameter], found: Findings
+) -> None:
+    """What of `command:` does not go with the parameters."""
+    names = {override.partition("=")[0].lstrip("+") for override in overrides}
+    hidden = isinstance(command, list) and "${args_no_boolean_flags}" in command
+    for parameter in parameters:
+        if parameter.name in names:
+            found.problems.append(f"command: {parameter.name} is one of the parameters, too")
+        if hidden and any(isinstance(choice, bool) for choice in parameter.choices):
+            found.problems.append(
+                f"{parameter.name}: true and false do not get to train.py by "
+                "${args_no_boolean_flags}; ${args_no_hyphens} hands them on"
+            )
 
 
 def read_metric(content: dict[Any, Any], found: Findings) -> str | None:

@@ -83,7 +83,6 @@ class Storage:
                         options,
                         heartbeat_interval=self.beat_seconds,
                         grace_period=self.grace,
-                        heartbeat_stale_trial_callback=queue_again,
                     )
                 )
         except ImportError as error:
@@ -147,10 +146,10 @@ class Storage:
 
 
 def queue_again(study: Study, trial: FrozenTrial) -> None:
-    """Queues the parameters of a failed trial, for a worker to go on with what is there of it.
+    """Queues the parameters of a trial that nobody is at, for a worker to go on with it.
 
-    Unlike Optuna's own callback it counts only workers that died, not those that were interrupted,
-    and hands nothing on of how the failed trial ended.
+    It is given up where too many workers have died of it. (Optuna's own callback counts those that
+    were interrupted, too, and loses the trial of a worker that dies between failing and queueing.)
     """
     from optuna.trial import TrialState, create_trial
 

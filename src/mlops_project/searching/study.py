@@ -18,7 +18,13 @@ from mlops_project.searching.identity import check_same, identity
 from mlops_project.searching.sections import powers
 from mlops_project.searching.storage import AFTER, Storage, queue_again
 from mlops_project.searching.sweep import Sweep
-from mlops_project.searching.trials import count, has_failed, is_behind
+from mlops_project.searching.trials import (
+    INTERRUPTED,
+    abandoned,
+    count,
+    has_failed,
+    is_behind,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -129,14 +135,15 @@ class Study:
         return trial
 
     def _recover(self) -> None:
-        """Marks the trials of dead workers as failed, and queues their parameters."""
+        """Marks the trials of dead workers as failed, and queues what nobody goes on with."""
         self._optuna.storages.fail_stale_trials(self._study)
         for trial in self.trials():
             # Only one worker claims at a time: another one has died in the middle of it.
             if trial.state.name == "RUNNING" and trial.user_attrs.get("claimed") != trial.number:
                 self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
-                if self._is_whole(trial):
-                    queue_again(self._study, trial)
+        for trial in abandoned(self.trials()):
+            if self._is_whole(trial):
+                queue_again(self._study, trial)
 
     def _is_whole(self, trial: FrozenTrial) -> bool:
         """Whether all parameters were drawn before its worker died."""
@@ -183,14 +190,23 @@ class Study:
         return set(self._as_own(lambda: database.get_trial(trial._trial_id)).intermediate_values)
 
     def is_behind(self, trial: Trial, step: int) -> bool:
-        """Whether the trial is worse than others were at the same step, and may end."""
+        """Whether the trial is worse than others were at the same step, and may end.
+
+        It is asked once of each step, whichever worker goes on with the trial.
+        """
         halving = self.sweep.halving
-        if halving is None:
+        if halving is None or step <= trial.user_attrs.get("judged", 0):
             return False
         steps = powers(1, halving.factor) if self.folds else halving.epochs
         if step not in steps:
             return False
-        return is_behind(trial.number, self.trials(), step, halving.factor, self.sweep.goal)
+        trials = self.trials()
+        if not any(t.number == trial.number and t.state.name == "RUNNING" for t in trials):
+            raise Lost
+        behind = is_behind(trial.number, trials, step, halving.factor, self.sweep.goal)
+        if not behind:
+            self.note(trial, "judged", step)
+        return behind
 
     def complete(self, trial: Trial, value: float) -> None:
         """The trial was trained to the end."""
@@ -209,14 +225,7 @@ class Study:
 
     def give_back(self, trial: Trial) -> None:
         """The trial was interrupted: whoever goes on with the search goes on with it."""
-
-        def work() -> None:
-            with self.storage.alone():
-                frozen = self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-                queue_again(self._study, frozen)
-
-        self.note(trial, "error", "interrupted")
-        self._as_own(work)
+        self.fail(trial, INTERRUPTED)  # and the next claim finds it
 
     def _as_own(self, work: Callable[[], Any]) -> Any:
         """Does something to a trial of this worker; `Lost` where it no longer is."""

@@ -139,22 +139,12 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
             f"{p.name}: a grid needs values: […], not {p.told}" for p in searched if not p.count()
         ]
 
-    commands = {name.partition("=")[0].lstrip("+") for name in commanded}
-    found.problems += [
-        f"command: {p.name} is one of the parameters, too" for p in searched if p.name in commands
-    ]
-    if "${args_no_boolean_flags}" in (content.get("command") or []):
-        found.problems += [
-            f"{p.name}: true and false do not get to train.py by ${{args_no_boolean_flags}}; "
-            "${args_no_hyphens} hands them on"
-            for p in searched
-            if any(isinstance(choice, bool) for choice in p.choices)
-        ]
+    sections.check_command(content.get("command"), commanded, parameters, found)
 
     constants = [p.override(p.ends[0]) for p in parameters if len(p.choices) == 1]
-    if "wandb.enabled" not in names:  # a search needs no account, whatever the file says
-        commanded = [o for o in commanded if not o.lstrip("+").startswith("wandb")]
     overrides = [*commanded, *settings.normalise(constants)]
+    if "wandb.enabled" not in names:  # a search needs no account, whatever the file says
+        overrides = [o for o in overrides if not o.lstrip("+").startswith("wandb")]
     metric = sections.read_metric(content, found)
     if metric and not any("training.monitor_metric=" in o for o in (*overrides, *given)):
         # The run's best epoch is that of the metric, unless something else is asked for.

@@ -14,6 +14,7 @@ from mlops_project.searching.storage import AFTER
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+INTERRUPTED = "interrupted"  # the error of a trial whose worker was asked to end
 STATES = {"COMPLETE": "complete", "PRUNED": "ended early", "RUNNING": "running"}
 
 
@@ -41,7 +42,7 @@ class Counts:
 def has_failed(trial: FrozenTrial) -> bool:
     """Whether a trial failed by itself; not with its worker, and not interrupted."""
     error = trial.user_attrs.get("error")
-    return trial.state.name == "FAIL" and error not in (None, "interrupted")
+    return trial.state.name == "FAIL" and error not in (None, INTERRUPTED)
 
 
 def count(trials: Sequence[FrozenTrial]) -> Counts:
@@ -60,7 +61,7 @@ def state(trial: FrozenTrial) -> str:
     if trial.state.name == "FAIL":
         if has_failed(trial):
             return "failed"
-        return "interrupted" if "error" in trial.user_attrs else "its worker died"
+        return INTERRUPTED if "error" in trial.user_attrs else "its worker died"
     return STATES.get(trial.state.name, trial.state.name.lower())
 
 
@@ -105,19 +106,16 @@ def is_behind(
     if math.isnan(value):
         return True
     ranked = sorted(v for v in found.values() if not math.isnan(v))
-    return value > ranked[max(1, len(found) // factor) - 1]
+    return value > ranked[max(1, len(ranked) // factor) - 1]
 
 
 def abandoned(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that were begun, have neither ended nor failed, and nobody goes on with."""
+    """Trials that were interrupted or whose worker died, and that nobody goes on with."""
     continued = {t.system_attrs.get(AFTER) for t in trials}
     return [
         t
         for t in trials
-        if t.state.name == "FAIL"
-        and "claimed" in t.user_attrs
-        and not has_failed(t)
-        and t.number not in continued
+        if t.state.name == "FAIL" and not has_failed(t) and t.number not in continued
     ]
 
 

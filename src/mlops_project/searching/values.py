@@ -21,7 +21,8 @@ def check_values(parameters: Sequence[Parameter], found: Findings) -> None:
     for parameter in parameters:
         key = settings.keys().get(parameter.name)
         number = key is not None and key.kind in ("int", "float") and not parameter.choices
-        if key and number and key.kind == "int" and not parameter.step:
+        whole = parameter.step or isinstance(parameter.quantum, int)
+        if key and number and key.kind == "int" and not whole:
             better = "q_log_uniform_values" if parameter.log else "int_uniform"
             found.problems.append(
                 f"{parameter.name}: must be {key.expected}: distribution: {better}"

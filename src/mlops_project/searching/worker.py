@@ -14,6 +14,7 @@ from mlops_project.errors import Interrupted, ProjectError, interrupted_by
 from mlops_project.searching import runs
 from mlops_project.searching.display import Display
 from mlops_project.searching.study import Done, Lost, Study
+from mlops_project.searching.trials import INTERRUPTED
 from mlops_project.training.signals import Interruption
 
 if TYPE_CHECKING:
@@ -100,17 +101,18 @@ class Worker:
     def _run_trial(self, trial: Trial) -> None:
         self.display.started(self.study.trials())
         values: list[float] = []
+        known = self.study.reported(trial)
         try:
             for fold in range(self.folds or 1):
                 values.append(self._train(trial, fold if self.folds else None))
-                if self.folds:
-                    self.study.report(trial, statistics.fmean(values), step=len(values))
-                    behind = self.study.is_behind(trial, len(values))
-                    if behind and len(values) < self.folds:
-                        raise _Ended("")
+                step = len(values)
+                if self.folds and step not in known:
+                    self.study.report(trial, statistics.fmean(values), step)
+                if self.folds and step < self.folds and self.study.is_behind(trial, step):
+                    raise _Ended("")
         except _Ended as ended:
             reason = str(ended)
-            if self.interruption.number:
+            if reason and self.interruption.number:
                 self.study.give_back(trial)
                 self.display.ended(trial.number, self.study.trials())
                 return
@@ -183,9 +185,9 @@ class Worker:
             result = runs.results(run.folder)
             if result is not None:
                 return result
-        if self.interruption.number:
-            raise _Ended("interrupted")
-        raise _Ended("" if behind else run.failure(code))
+        if behind:
+            raise _Ended("")
+        raise _Ended(INTERRUPTED if self.interruption.number else run.failure(code))
 
     def _report(self, trial: Trial, run: runs.TrialRun, reported: set[int]) -> bool:
         """Hands the epochs since the last time on; whether the trial may end."""
@@ -196,12 +198,11 @@ class Worker:
         last = int(epochs or sweep.config.training.max_epochs)
         behind = False
         for step, value in enumerate(values, start=1):
-            if step in reported:
-                continue
             if sweep.halving and not sweep.halving.strict:
                 value = best((v for v in values[:step] if not math.isnan(v)), default=value)
-            self.study.report(trial, value, step)
-            reported.add(step)
+            if step not in reported:
+                self.study.report(trial, value, step)
+                reported.add(step)
             behind = behind or (step < last and self.study.is_behind(trial, step))
         if values:
             self.display.epoch(trial.number, values, self.study.trials())

@@ -94,7 +94,7 @@ def summary_row(
         "data": config.data.data_dir,
         "synthetic": data.synthetic,
         "image_size": data.image_size,
-        "experiment": settings.experiment(config),
+        "settings": settings.fingerprint(config),
         "seed": config.seed,
         "fold": config.data.fold if config.data.folds else None,
         "epochs": epochs,

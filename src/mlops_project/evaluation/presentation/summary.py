@@ -47,7 +47,7 @@ def largest_gap(facts: dict[str, Any]) -> str:
     gap = get(facts, "subgroups", "largest_gap")
     difference = number(get(gap, "difference"))
     names = texts([get(gap, key) for key in ("attribute", "measure", "worse", "better")])
-    if math.isnan(difference) or len(names) < 4:
+    if math.isnan(difference) or difference == 0 or len(names) < 4:
         return ""
     attribute, measure, *of = names
     known = get(facts, "subgroups", "groups", attribute)
@@ -59,7 +59,9 @@ def largest_gap(facts: dict[str, Any]) -> str:
         f"{difference:.3f} lower."
     )
     bounds = [number(bound) for bound in get(gap, "ci95") or [math.nan]]
-    if not bounds[0] > 0:
+    if math.isnan(bounds[0]):
+        text += " This may be chance: the difference has no interval."
+    elif bounds[0] <= 0:
         text += " This may be chance: the interval of the difference holds 0."
     return text
 

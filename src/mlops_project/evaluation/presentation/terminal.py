@@ -66,7 +66,7 @@ def _show_metrics(console: Any, facts: dict[str, Any], title: str) -> None:
         cells = [(_shown(m["value"]), _interval(m["ci95"])) for m in (metric, lesion)]
         table.add_row(name.replace("_", " "), *(text for pair in cells for text in pair))
     console.print(table)
-    columns = list(next(iter(facts["per_class"].values())))
+    columns = [c for c in next(iter(facts["per_class"].values())) if c != "n_lesions"]
     # As wide as the narrowest terminals
     table = Table(
         title="each class against the rest", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False

@@ -44,7 +44,7 @@ MISSING = {  # why there may be no value
     "average_precision": "no image of the class",
 }
 NO_VALUE = "not known, or not defined for these images"
-NO_INTERVAL = "too few images for an interval"
+NO_INTERVAL = "resampling the lesions gives no interval"
 NOT_FOR = (
     "For research and education only. This is not a medical device: do not use it to diagnose, to "
     "sort patients or to reassure anybody."
