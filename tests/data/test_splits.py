@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.data.splits import (
+    SAME_LESION,
     SPLITS,
     into_folds,
     split_by_lesion,
@@ -97,6 +98,18 @@ def test_every_diagnosis_has_its_share_in_every_split(
             excess = (split[rows.index] == name).sum() - target * len(rows)
             # None gets a lesion too many, so that one can lack what the other two have too much.
             assert -2 * images.max() < excess < images.max()
+
+
+@given(tables(), SEEDS)
+@settings(deadline=None, max_examples=30)
+def test_two_names_of_one_lesion_are_in_one_split(table: pd.DataFrame, seed: int) -> None:
+    pair = next(iter(SAME_LESION.items()))
+    images = pd.DataFrame({"image_id": pair, "lesion_id": pair, "dx": "nv"})
+    table = pd.concat([table, images], ignore_index=True)
+    split = split_by_lesion(table, seed)
+    assert split[-2] == split[-1]
+    folds = [into_folds(table, split, seed, 3, fold)[-2:] for fold in range(3)]
+    assert all(one == other for one, other in folds)
 
 
 def test_another_seed_gives_another_split_and_subsample() -> None:

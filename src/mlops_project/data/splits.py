@@ -12,6 +12,10 @@ import numpy as np
 import pandas as pd
 
 SPLITS = ("train", "val", "test")
+# HAM10000 has one picture under two lesion ids: ISIC_0025226 and ISIC_0030074 are the same but for
+# how they were saved, and their patient's age and sex, site and source are the same, too.
+# `dataset.py check` finds them, and no other pair (see `same_pictures`).
+SAME_LESION = {"HAM_0004919": "HAM_0000140"}
 UNUSED = "unused"  # rows that subsampling leaves out, or whose image cannot be read
 
 
@@ -82,7 +86,7 @@ def _deal(
     """Which part each lesion goes to.
 
     Within a diagnosis each lesion, those with the most images first, goes to the part that has the
-    smallest share of its target so far.
+    smallest share of its target so far; one of `SAME_LESION` goes where the other one is.
 
     Args:
         lesions: of `_lesions`.
@@ -100,6 +104,9 @@ def _deal(
             chosen = min(shares, key=lambda name: (dealt[name] / shares[name], ties[name]))
             dealt[chosen] += int(images)
             assigned[str(lesion_id)] = chosen
+    for second, lesion_id in SAME_LESION.items():
+        if {second, lesion_id} <= assigned.keys():
+            assigned[second] = assigned[lesion_id]
     return assigned
 
 
