@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from mlops_project.data.augmentation import BatchAugmentation, _matrices, recolour, warp
+from mlops_project.data.augmentation import BatchAugmentation, _matrices, recolour, shrink, warp
 from mlops_project.data.crops import cut, places
 from mlops_project.data.decode import decode
 
@@ -210,6 +212,20 @@ def test_on_photographs_the_result_is_torchvisions(demo_folder: Path) -> None:
         difference = (coloured[i] - F.adjust_saturation(theirs, s) * 255).abs()
         assert difference.median() < 0.5
         assert difference.quantile(0.99) < 8
+
+
+def test_smaller_images_are_antialiased_and_the_same_on_all_devices(demo_folder: Path) -> None:
+    paths = sorted(demo_folder.rglob("*.jpg"))[:6]
+    images = torch.from_numpy(np.stack([decode(path.read_bytes(), 160) for path in paths]))
+    smaller = shrink(images, 96)
+    assert (smaller.dtype, smaller.shape) == (torch.uint8, (6, 3, 96, 96))
+    # What another device computes, which has no such scaling of bytes.
+    theirs = interpolate(images.float(), 96, mode="bilinear", antialias=True).round()
+    assert (smaller.float() - theirs).abs().max() <= 1
+    pillow = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize((96, 96), Image.BILINEAR)
+    difference = smaller[0].permute(1, 2, 0).numpy().astype(int) - np.asarray(pillow).astype(int)
+    assert np.abs(difference).max() <= 1
+    assert shrink(images, 160) is images
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from mlops_project.data.cache import ImageCache, open_cache
 from mlops_project.data.decode import decode
@@ -49,6 +50,19 @@ def test_what_is_there_is_not_decoded_again(
     again = _open(table, caches)
     assert again.unreadable == {}
     assert (again.images == pixels).all()
+
+
+def test_a_whole_cache_is_opened_without_waiting_or_writing(
+    table: pd.DataFrame, pixels: np.ndarray, caches: Path
+) -> None:
+    """As that of another user, or of a host that is building another one beside it."""
+    path = _open(table, caches).path
+    lock = path.with_suffix(".lock")
+    assert lock.stat().st_mode & 0o777 == 0o666  # another user may wait for it
+    before = {p: p.stat().st_mtime_ns for p in (caches, *caches.rglob("*"))}
+    with FileLock(lock):
+        assert (_open(table, caches).images == pixels).all()
+    assert {p: p.stat().st_mtime_ns for p in (caches, *caches.rglob("*"))} == before
 
 
 def test_damaged_pixels_are_decoded_again(

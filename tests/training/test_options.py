@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from timm.models import ResNet
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -20,7 +21,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from mlops_project import settings
 from mlops_project.errors import InputError
 from mlops_project.models.build import build_model, stages
-from mlops_project.training.run import Result, memory_advice, train
+from mlops_project.training.run import Result, memory_advice, open_data, train
+from mlops_project.training.trainer import average
+from mlops_project.training.tuning import FOUND_RATE, find_learning_rate
 
 SMALL = ("data.image_size=32", "data.batch_size=16", "training.max_epochs=1", "data.augment=false")
 Train = Callable[..., Result]
@@ -99,6 +102,17 @@ def test_clipping_bounds_a_step(run_here: Train) -> None:
     # timm's sgd has Nesterov momentum 0.9, whose first step is 1.9 times the gradient
     assert norm == pytest.approx(1.9e-3, rel=0.01)
     assert difference(start, by_value) == pytest.approx(1.9e-5, rel=0.02)
+
+
+def test_the_average_forgets_the_first_weights_soon() -> None:
+    old = [torch.zeros(3), torch.zeros(2, 2)]
+    average(0.9)(old, [torch.ones(3), torch.ones(2, 2)], torch.tensor(5))
+    assert torch.cat([t.flatten() for t in old]).numpy() == pytest.approx(1 - 6 / 15)
+    average(0.9)(old, [torch.ones(3), torch.ones(2, 2)], torch.tensor(1000))
+    assert float(old[0][0]) == pytest.approx(1 - 6 / 15 * 0.9)
+    counts = [torch.tensor(3)]
+    average(0.9)(counts, [torch.tensor(8)], torch.tensor(5))
+    assert counts[0] == 8
 
 
 def test_the_averaged_weights_are_evaluated_and_saved(run_here: Train) -> None:
@@ -249,6 +263,18 @@ def test_the_learning_rate_can_be_found(run_here: Train) -> None:
     with Image.open(result.folder / "learning_rate.png") as picture:
         assert picture.width > 300
     assert not list(Path.cwd().rglob(".lr_find*"))
+
+
+def test_other_processes_take_the_rate_that_the_first_one_has_found(
+    here: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings.load([*here, "training.learning_rate=auto"])
+    built, data = build_model(config.model, 32), open_data(config)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as in the second process
+    with pytest.raises(InputError, match="name a number where torchrun or SLURM starts"):
+        find_learning_rate(config, built, data, None)
+    monkeypatch.setenv(FOUND_RATE, "0.000123")
+    assert find_learning_rate(config, built, data, None) == 0.000123
 
 
 def test_the_batch_size_can_be_left_open(run_here: Train) -> None:

@@ -215,6 +215,24 @@ class BatchAugmentation(nn.Module):
         return _boxes((sides / 2 + (1 - sides) * u[:, 3:5]) * size, sides * size, size)
 
 
+def shrink(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Smaller copies of images, antialiased; the images themselves where they are as small.
+
+    Args:
+        images: uint8 [B, 3, S, S].
+        side: T, pixels.
+
+    Returns:
+        uint8 [B, 3, T, T], within one grey level the same on a CPU and a GPU.
+    """
+    if images.shape[-1] <= side:
+        return images
+    if images.device.type == "cpu":  # where bytes are scaled several times as fast
+        return F.interpolate(images, side, mode="bilinear", antialias=True)
+    smaller = F.interpolate(images.float(), side, mode="bilinear", antialias=True)
+    return smaller.round_().clamp_(0, 255).to(torch.uint8)
+
+
 def warp(x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """Moves pixels, bilinear, mirroring the image beyond its edge.
 

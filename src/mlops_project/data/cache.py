@@ -93,15 +93,22 @@ def open_cache(
         InputError: none of the images can be read.
         ProjectError: the disk is full.
     """
-    folder = _writable(Path(folder))
-    names = _fingerprint(table, side)
-    path = folder / names[:16]
+    name = _fingerprint(table, side)[:16]
     shape = (len(table), 3, side, side)
     rows = np.unique(np.asarray(rows, dtype=np.int64))
+    path = Path(folder) / name
+    if _is_whole(path, shape) and not any(map(len, _lacking(path, shape, rows))):
+        # Nothing to wait for or to write: it may be another user's, or on a disk of many hosts.
+        return ImageCache(_map(path, shape), {}, path)
+    path = _writable(Path(folder)) / name
     try:
-        with _locked(folder / f"{path.name}.lock"):
+        with _locked(path.with_suffix(".lock")):
             _prepare(path, shape, table, side)
-            lacking = _lacking(path, shape, rows)
+            absent, damaged = _lacking(path, shape, rows)
+            if len(damaged):
+                text = "%d decoded images were damaged on the disk: decoding them again"
+                log.warning(text, len(damaged))
+            lacking = np.concatenate([absent, damaged])
             unreadable = _build(path, shape, table, lacking, workers, progress)
     except OSError as error:
         if error.errno in FULL:
@@ -125,7 +132,7 @@ def _writable(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # by another host's process of the same number
     except OSError as error:
         if error.errno in FULL:
             raise _no_space(folder, 0) from error
@@ -165,7 +172,7 @@ def _fingerprint(table: pd.DataFrame, side: int) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path)
+    lock = FileLock(path, mode=0o666)  # whoever may write into the folder may wait for it
     try:
         lock.acquire(timeout=0.1)
     except Timeout:
@@ -182,14 +189,9 @@ def _prepare(path: Path, shape: tuple[int, ...], table: pd.DataFrame, side: int)
     if path.is_symlink() or not path.is_dir():
         _remove(path)
     path.mkdir(parents=True, exist_ok=True)
-    sizes = {"images.u8": int(np.prod(shape)), "rows.u32": shape[0] * 8}
-    whole = all(
-        _is_plain(path / name) and (path / name).stat().st_size == size
-        for name, size in sizes.items()
-    )
-    if whole:
+    if _is_whole(path, shape):
         return
-    for name, size in sizes.items():
+    for name, size in _sizes(shape).items():
         _remove(path / name)
         with (path / name).open("wb") as file:
             file.truncate(size)
@@ -197,6 +199,19 @@ def _prepare(path: Path, shape: tuple[int, ...], table: pd.DataFrame, side: int)
         first = table["path"].iloc[0]
         facts = {"format": FORMAT, "images": shape[0], "side": side, "first_image": str(first)}
         json.dump(facts, file, indent=2)
+
+
+def _sizes(shape: tuple[int, ...]) -> dict[str, int]:
+    """Of the cache's files, bytes."""
+    return {"images.u8": int(np.prod(shape)), "rows.u32": shape[0] * 8}
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the cache's files are there, and as large as they should be."""
+    return not path.is_symlink() and all(
+        _is_plain(path / name) and (path / name).stat().st_size == size
+        for name, size in _sizes(shape).items()
+    )
 
 
 def _is_plain(path: Path) -> bool:
@@ -211,8 +226,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _lacking(path: Path, shape: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
-    """Those of the rows that are not there, or not as they were written."""
+def _lacking(path: Path, shape: tuple[int, ...], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the rows that are not there, and those that are not as they were written."""
     records = np.fromfile(path / "rows.u32", dtype="<u4").reshape(-1, 2)
     flagged = rows[records[rows, 0] == DONE]
     images = _map(path, shape)
@@ -223,9 +238,7 @@ def _lacking(path: Path, shape: tuple[int, ...], rows: np.ndarray) -> np.ndarray
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         chunks = np.array_split(flagged, max(1, len(flagged) // 64))
         bad = [row for found in pool.map(damaged, chunks) for row in found]
-    if bad:
-        log.warning("%d decoded images were damaged on the disk: decoding them again", len(bad))
-    return np.concatenate([np.setdiff1d(rows, flagged), np.array(bad, dtype=np.int64)])
+    return np.setdiff1d(rows, flagged), np.array(bad, dtype=np.int64)
 
 
 def _build(

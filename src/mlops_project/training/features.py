@@ -55,7 +55,8 @@ class Features:
 def compute_features(trainer: pl.Trainer, module: Any) -> Features | None:
     """Features of the images that look the same in each epoch.
 
-    That are those of the validation split and, without augmentation, those of the training split.
+    That are those of the validation split and, where they are neither augmented nor growing, those
+    of the training split.
     They are computed in batches that depend on nothing else, so that a resumed run has the same.
 
     Args:
@@ -70,7 +71,8 @@ def compute_features(trainer: pl.Trainer, module: Any) -> Features | None:
         return None
     if isinstance(trainer.strategy, FSDPStrategy):
         return None  # its weights come together only in a step
-    splits = ["val"] if data.settings.augment else ["train", "val"]
+    changing = data.settings.augment or data.settings.start_size
+    splits = ["val"] if changing else ["train", "val"]
     rows = np.flatnonzero(np.isin(data.split, splits))
     position = np.full(len(data.table), -1)
     position[rows] = np.arange(len(rows))

@@ -9,11 +9,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Timer
 from torch import nn
-from torch.nn import functional as F
 
 from mlops_project import settings
 from mlops_project.config import Config
-from mlops_project.data.augmentation import BatchAugmentation
+from mlops_project.data.augmentation import BatchAugmentation, shrink
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.randomness import seed_for
 from mlops_project.data.sampling import POWERS
@@ -68,6 +67,9 @@ class LesionClassifier(pl.LightningModule):
         self.metadata = metadata
         # Only whole batches of training are worth it: each other size would be compiled by itself.
         self.compiled = torch.compile(network.forward) if config.training.compile is True else None
+        if self.compiled is not None:
+            # Else compiled dropout would draw other numbers than that of the network as it is.
+            torch._inductor.config.fallback_random = True
 
         self.features: Features | None = None  # while the images need not be looked at again
 
@@ -107,13 +109,12 @@ class LesionClassifier(pl.LightningModule):
             return features, labels, labels, rows
         training = self.trainer.training
         epoch = self.current_epoch
+        if training:
+            images = shrink(images, side_in(epoch, self.config))
         prepared = self.augmentation(images, rows, epoch, training=training)
         targets = labels
         if training:
             prepared, targets = self.augmentation.mix(prepared, labels, rows, epoch)
-            side = side_in(epoch, self.config)
-            if side < prepared.shape[-1]:
-                prepared = F.interpolate(prepared, side, mode="bilinear", antialias=True)
         return prepared, targets, labels, rows
 
     def training_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -132,8 +131,7 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
             folder = folders.new_run_folder(config.model.name)
             folders.hold(folder)
     if config.training.learning_rate == "auto":
-        found = folder or Path(tempfile.mkdtemp())
-        config.training.learning_rate = find_learning_rate(config, built, data, found)
+        config.training.learning_rate = find_learning_rate(config, built, data, folder)
         pl.seed_everything(config.seed, verbose=False)
     module = build_module(config, built, data)
     if folder is not None:

@@ -51,7 +51,7 @@ class Speed(Callback):
         self.folder = folder
         self.rows: list[dict[str, float]] = []
         self._model_rate: float | None = None
-        self._measured_step: tuple[int, int] | None = None
+        self._measured_step: tuple[int, torch.Size] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if pl_module.device.type == "cuda":
@@ -72,8 +72,8 @@ class Speed(Callback):
         self._images += len(batch[2])
         on_gpu = pl_module.device.type == "cuda"
         if on_gpu and trainer.world_size == 1 and batch_idx == 0:
-            # Frozen stages, or features in the place of images, make another step of it.
-            step = sum(p.requires_grad for p in pl_module.parameters()), batch[0].ndim
+            # Frozen stages, larger images, or features in their place make another step of it.
+            step = sum(p.requires_grad for p in pl_module.parameters()), batch[0].shape[1:]
             if step != self._measured_step:
                 began = time.perf_counter()
                 self._measured_step = step
@@ -178,16 +178,18 @@ def model_rate(trainer: pl.Trainer, module: Any, batch: Any) -> float | None:
             parameter.grad = gradient
 
 
-def hint(speed: dict[str, float], data: DataConfig) -> str | None:
+def hint(speed: dict[str, float], data: DataConfig, *, on_gpu: bool = False) -> str | None:
     """What to do where the data is what the run waits for; None where it is not.
 
     Args:
         speed: of `Speed.summary`.
         data: settings of the run.
+        on_gpu: whether the network is on one, which may be busy while this process waits.
     """
     share = speed.get("data_wait_fraction", 0.0)
-    # While this process waits for a batch, a GPU may still be busy with the one before.
-    if share < HIGH_WAIT or speed.get("model_rate_share", 0.0) > 1 - HIGH_WAIT:
+    # How busy a GPU is, is not known of several.
+    busy = speed.get("model_rate_share", 1.0 if on_gpu else 0.0) > 1 - HIGH_WAIT
+    if share < HIGH_WAIT or busy:
         return None
     text = f"{share:.0%} of the training time went by waiting for data"
     if data.cache == "off":

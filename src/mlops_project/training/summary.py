@@ -20,6 +20,7 @@ from mlops_project.data.splits import SPLITS
 from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel, count_parameters
 from mlops_project.training import folders
+from mlops_project.training.presets import device_type
 from mlops_project.training.speed import hint
 
 log = logging.getLogger("mlops_project")
@@ -147,7 +148,7 @@ def report(
         values.append(test.get(f"test_{metric}", math.nan))
         table.add_row(name, *("–" if math.isnan(v) else f"{v:.3f}" for v in values))
     places = [f"speed            {_told(speed)}"] if speed else []
-    advice = hint(speed, config.data)
+    advice = hint(speed, config.data, on_gpu=device_type(config.training) == "cuda")
     places += [f"hint             {advice}"] if advice else []
     places += [
         f"best checkpoint  {checkpoint}",

@@ -69,13 +69,13 @@ def build_trainer(
     if options.ema_decay:
         # Where the weights are: by itself it would bring them to the CPU in each step.
         device = device_type(options)
-        callbacks.append(WeightAveraging(device=device, avg_fn=average(options.ema_decay)))
+        callbacks.append(WeightAveraging(device=device, multi_avg_fn=average(options.ema_decay)))
     bar = _progress_bar(options) if folder is not None else None
     strategy = _strategy(options)
     plugins: list[Any] = [AtomicCheckpointIO()]
     if isinstance(strategy, WatchedDDP):
         plugins.append(SyncedBatchNorm(options.process_timeout))
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=options.accelerator,
         devices=_devices(options),
         num_nodes=(placement() or (1, 1))[1],
@@ -99,6 +99,10 @@ def build_trainer(
         enable_model_summary=False,
         enable_progress_bar=bar is not None,
     )
+    # Of several processes each would wait for its GPU in each step, to ask the first one whether it
+    # was told to end; `Checkpoints` asks that without waiting.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def check_machine(options: TrainingConfig) -> None:
@@ -140,16 +144,19 @@ def _devices(options: TrainingConfig) -> int | str:
     return count
 
 
-def average(decay: float) -> Callable[..., torch.Tensor]:
-    """The moving average's update, with a smaller decay in the first steps.
+def average(decay: float) -> Callable[..., None]:
+    """The moving average's update of many tensors, with a smaller decay in the first steps.
 
     The decay is min(decay, (1 + n) / (10 + n)) after n updates, as TensorFlow's
     ExponentialMovingAverage has it, since the first weights are not worth remembering.
     """
 
-    def update(old: torch.Tensor, new: torch.Tensor, updates: Any) -> torch.Tensor:
+    def update(old: list[torch.Tensor], new: list[torch.Tensor], updates: torch.Tensor) -> None:
         n = int(updates)
-        return old + (1 - min(decay, (1 + n) / (10 + n))) * (new - old)
+        if old[0].is_floating_point():
+            torch._foreach_lerp_(old, new, 1 - min(decay, (1 + n) / (10 + n)))
+        else:  # a count of batches has no average
+            torch._foreach_copy_(old, new)
 
     return update
 

@@ -31,22 +31,45 @@ log = logging.getLogger("mlops_project")
 # The range and the number of steps of the test: Smith, Cyclical Learning Rates, WACV 2017.
 SMALLEST_RATE, LARGEST_RATE, STEPS = 1e-6, 1.0, 100
 SMALLEST_BATCH, LARGEST_BATCH = 8, 1024
-FOUND = "MLOPS_PROJECT_BATCH_SIZE"  # environment: what the first process has found
+# Environment: what the first process has found.
+FOUND_RATE, FOUND_BATCH = "MLOPS_PROJECT_LEARNING_RATE", "MLOPS_PROJECT_BATCH_SIZE"
 GAIN = 0.05  # in speed that the next larger batch must bring
 TRIAL_SECONDS = 1.0  # of each batch size
 MEMORY_SHARE = 0.6  # of a GPU's memory that a trial may fill; the optimizer needs some too
 
 
+def _told(name: str, setting: str) -> str | None:
+    """What the first process has found; None in that process itself.
+
+    Raises:
+        InputError: in a process that was not started by the first one.
+    """
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        return None
+    if name not in os.environ:
+        raise InputError(f"{setting}=auto: name a number where torchrun or SLURM starts")
+    return os.environ[name]
+
+
 def find_learning_rate(
-    config: Config, built: BuiltModel, data: HAM10000DataModule, folder: Path
+    config: Config, built: BuiltModel, data: HAM10000DataModule, folder: Path | None
 ) -> float:
     """Raises the learning rate from step to step, and takes the one where the loss falls fastest.
 
     The network is left as it was; `folder/learning_rate.png` shows loss against rate.
 
+    Args:
+        config, built, data: of the run.
+        folder: of the run; None on processes other than the first, which has found the rate.
+
     Raises:
+        InputError: in a process that was not started by the first one.
         ProjectError: the loss fell nowhere.
     """
+    told = _told(FOUND_RATE, "training.learning_rate")
+    if told is not None:
+        return float(told)
+    assert folder is not None
     trial = dataclasses.replace(
         config,
         training=dataclasses.replace(config.training, learning_rate=SMALLEST_RATE, compile=False),
@@ -82,6 +105,7 @@ def find_learning_rate(
         )
     _draw(np.array(finder.results["lr"]), np.array(finder.results["loss"]), rate, folder)
     log.info("learning rate found: %.3g (%s)", rate, folder / "learning_rate.png")
+    tell(FOUND_RATE, repr(float(rate)))
     return float(rate)
 
 
@@ -116,10 +140,9 @@ def find_batch_size(config: Config, network: nn.Module, size: int, images: int) 
         InputError: in a process that was not started by the first one, which has measured it.
         ProjectError: not even the smallest batch fits into the memory.
     """
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-        if FOUND not in os.environ:
-            raise InputError("data.batch_size=auto: name a number where torchrun or SLURM starts")
-        return int(os.environ[FOUND])
+    known = _told(FOUND_BATCH, "data.batch_size")
+    if known is not None:
+        return int(known)
     options, device = config.training, device_type(config.training)
     trial = copy.deepcopy(network).to(device).train()
     if options.enable_checkpointing:
@@ -153,7 +176,7 @@ def find_batch_size(config: Config, network: nn.Module, size: int, images: int) 
     chosen = min(b for b, rate in rates.items() if rate >= best / (1 + GAIN))
     told = ", ".join(f"{b}: {rate:.0f} images/s" for b, rate in rates.items())
     log.info("data.batch_size=auto: %d (%s)", chosen, told)
-    tell(FOUND, str(chosen))
+    tell(FOUND_BATCH, str(chosen))
     return chosen
 
 
