@@ -102,6 +102,15 @@ def test_cfg_may_follow_the_settings(run: Run) -> None:
     assert yaml.safe_load(done.stdout)["seed"] == 7
 
 
+def test_a_comment_behind_a_backslash_is_told(run: Run) -> None:
+    """The shell makes a blank argument of it, and ends the command there."""
+    done = run("train.py", "seed=7", " ", "--cfg")
+    assert done.returncode == 0
+    assert "one argument is blank" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert yaml.safe_load(done.stdout)["seed"] == 7
+
+
 # --help is longer than what Python holds back until the end, --cfg is shorter.
 HELD_BACK = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
 

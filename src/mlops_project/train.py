@@ -20,6 +20,13 @@ def main() -> int:
     if {"-h", "--help"} & set(arguments):
         print(settings.help_text())
         return 0
+    if any(a and not a.strip() for a in arguments):
+        print(
+            "warning: one argument is blank. A backslash must be the last character of its line: "
+            "with a comment behind it the command ends there, and the lines below are not part of "
+            "it.",
+            file=sys.stderr,
+        )
     if {"-m", "--multirun"} & set(arguments):
         from mlops_project.evaluation.presentation.runs_page import show_new
         from mlops_project.training.multirun import run_each

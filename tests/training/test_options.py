@@ -283,6 +283,14 @@ def test_the_batch_size_can_be_left_open(run_here: Train) -> None:
     assert config["data"]["batch_size"] in (8, 16, 32, 64)  # of about 80 images
 
 
+def test_without_a_test_split_the_validation_split_is_next(
+    run_here: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_here("data.test_fraction=0")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"evaluate.py --checkpoint {result.checkpoint} --split val")
+
+
 def test_the_preview_shows_every_class_twice(run_here: Train) -> None:
     result = run_here("data.preview=true", "data.augment=true", "data.rotation_degrees=90")
     assert result.folder is not None

@@ -116,7 +116,7 @@ def open_images(
         whose = " for all of these checkpoints" if len(models) > 1 else ""
         raise InputError(
             f"{folder}: no image is of the {split} split{whose} ({counts})\n"
-            "--split all takes every one."
+            "--split val takes those that the checkpoint was chosen by, --split all every one."
         )
     before = wanted.copy()
     for module in shared.values():

@@ -147,6 +147,7 @@ def report(
         values = [best.get(f"{s}_{metric}", math.nan) for s in ("train", "val")]
         values.append(test.get(f"test_{metric}", math.nan))
         table.add_row(name, *("–" if math.isnan(v) else f"{v:.3f}" for v in values))
+    split = "" if len(data.rows_of("test")) else " --split val"
     places = [f"speed            {_told(speed)}"] if speed else []
     advice = hint(speed, config.data, on_gpu=device_type(config.training) == "cuda")
     places += [f"hint             {advice}"] if advice else []
@@ -156,7 +157,7 @@ def report(
         f"all runs         {folders.SUMMARY}",
         f"log              {log_path}",
         f"weights          {built.weights}",
-        f"next             uv run src/mlops_project/evaluate.py --checkpoint {checkpoint}",
+        f"next             uv run src/mlops_project/evaluate.py --checkpoint {checkpoint}{split}",
     ]
     record = Console(width=100, record=True, file=io.StringIO())
     for console in (Console(), record):

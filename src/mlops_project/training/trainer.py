@@ -171,8 +171,10 @@ def lightning_precision(options: TrainingConfig) -> Any:
 
 
 def _strategy(options: TrainingConfig) -> Any:
-    placed = placement() or (1, 1)
-    several = (options.devices.isdigit() and int(options.devices) > 1) or placed != (1, 1)
+    placed, devices = placement() or (1, 1), str(_devices(options))
+    if devices == "auto":
+        devices = str(torch.cuda.device_count())
+    several = (devices.isdigit() and int(devices) > 1) or placed != (1, 1)
     if options.strategy == "fsdp" and device_type(options) != "cuda":
         raise InputError("training.strategy=fsdp: needs GPUs; training.strategy=ddp runs anywhere")
     patience = timedelta(seconds=START_SECONDS)
