@@ -222,7 +222,8 @@ def test_smaller_images_are_antialiased_and_the_same_on_all_devices(demo_folder:
     # What another device computes, which has no such scaling of bytes.
     theirs = interpolate(images.float(), 96, mode="bilinear", antialias=True).round()
     assert (smaller.float() - theirs).abs().max() <= 1
-    pillow = Image.fromarray(images[0].permute(1, 2, 0).numpy()).resize((96, 96), Image.Resampling.BILINEAR)
+    whole = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    pillow = whole.resize((96, 96), Image.Resampling.BILINEAR)
     difference = smaller[0].permute(1, 2, 0).numpy().astype(int) - np.asarray(pillow).astype(int)
     assert np.abs(difference).max() <= 1
     assert shrink(images, 160) is images
