@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,6 +20,18 @@ wait_briefly()
 wait_longer_if_alone()
 print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
 """
+
+
+@contextmanager
+def working(words: list[str]) -> Iterator[None]:
+    """With a program for each core that computes without end."""
+    others = [subprocess.Popen(words) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def told(**said: str) -> str:
@@ -34,10 +48,5 @@ def test_what_the_user_says_stays(policy: str) -> None:
 
 
 def test_beside_others_that_compute_threads_soon_fall_asleep() -> None:
-    others = [subprocess.Popen([sys.executable, "-c", WORK]) for _ in range(os.cpu_count() or 1)]
-    try:
+    with working([sys.executable, "-c", WORK]):
         assert told() == f"None {LOOKS}"
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()

@@ -14,7 +14,7 @@ import os
 
 LOOKS, LOOKS_ALONE = 1_000, 30_000
 BUSY = 0.3  # cores that others use, from which on this process is not alone
-SECONDS = 0.1  # over which that is measured
+SECONDS, TIMES = 0.1, 5  # over which that is measured, and how often before it is believed
 
 
 def wait_briefly() -> None:
@@ -27,7 +27,14 @@ def wait_longer_if_alone() -> None:
     """Lets threads stay awake where nobody else computes; for the start of a long computation."""
     if os.environ.get("GOMP_SPINCOUNT") != str(LOOKS) or "OMP_WAIT_POLICY" in os.environ:
         return
+    # What others compute for a moment, or as `nice` ones that make way, must not slow down hours.
+    if any(_used_by_others() < BUSY for _ in range(TIMES)):
+        os.environ["GOMP_SPINCOUNT"] = str(LOOKS_ALONE)
+
+
+def _used_by_others() -> float:
+    """How many cores others use, those left out that make way."""
     import psutil
 
-    if psutil.cpu_percent(SECONDS) / 100 * (os.cpu_count() or 1) < BUSY:
-        os.environ["GOMP_SPINCOUNT"] = str(LOOKS_ALONE)
+    used = psutil.cpu_times_percent(SECONDS)
+    return (used.user + used.system) / 100 * (os.cpu_count() or 1)

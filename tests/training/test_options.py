@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from mlops_project import settings
 from mlops_project.errors import InputError
 from mlops_project.models.build import build_model, stages
+from mlops_project.training.module import side_in
 from mlops_project.training.run import Result, memory_advice, open_data, train
 from mlops_project.training.trainer import average
 from mlops_project.training.tuning import FOUND_RATE, find_learning_rate
@@ -242,6 +243,17 @@ def test_images_grow_from_epoch_to_epoch(run_here: Train) -> None:
     assert [trained.count(side) for side in (32, 48, 64)] == [2, 2, 2]  # 81 images
     evaluated = [side for training, side in seen if not training]
     assert set(evaluated) == {32, 64}  # 32: whether it can take them
+
+
+def test_images_are_full_grown_when_the_time_is_over() -> None:
+    """Else the network would be evaluated at a size that it has never seen."""
+    config = settings.load(["data.image_size=192", "data.start_size=96", "training.max_epochs=12"])
+    assert [side_in(epoch, config) for epoch in (0, 6, 11)] == [96, 144, 192]
+    # Half of the time for four epochs: there will be eight.
+    assert side_in(4, config, 0.5) == 144
+    assert side_in(7, config, 0.95) == 192
+    assert side_in(4, config, 0.1) == side_in(4, config)  # the epochs end first
+    assert side_in(0, config, 0.0) == side_in(0, config, 0.01) == 96
 
 
 def test_a_size_that_the_network_cannot_start_with_is_refused(run_here: Train) -> None:

@@ -71,6 +71,9 @@ class LesionClassifier(pl.LightningModule):
             # Else compiled dropout would draw other numbers than that of the network as it is.
             torch._inductor.config.fallback_random = True
 
+        self.time_used: Callable[[], float] | None = None  # share of training.max_time
+        self.used_before = 0.0  # the present epoch, by the clock of the first process
+        self.side = side_in(0, config)  # of the training images, pixels
         self.features: Features | None = None  # while the images need not be looked at again
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -83,6 +86,17 @@ class LesionClassifier(pl.LightningModule):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)
+
+    def on_train_start(self) -> None:
+        self._look_at_the_clock()  # a run that goes on within an epoch does not start it again
+
+    def on_train_epoch_start(self) -> None:
+        self._look_at_the_clock()
+
+    def _look_at_the_clock(self) -> None:
+        if self.time_used:
+            self.used_before = self.trainer.strategy.broadcast(self.time_used())
+        self.side = side_in(self.current_epoch, self.config, self.used_before)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout and the like draw from torch's generator. Seeded anew for each batch, their
@@ -110,7 +124,7 @@ class LesionClassifier(pl.LightningModule):
         training = self.trainer.training
         epoch = self.current_epoch
         if training:
-            images = shrink(images, side_in(epoch, self.config))
+            images = shrink(images, self.side)
         prepared = self.augmentation(images, rows, epoch, training=training)
         targets = labels
         if training:
@@ -166,13 +180,10 @@ class LesionClassifier(pl.LightningModule):
         optimizer = build_optimizer(options.optimizer, groups)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         timer = next((c for c in callbacks if isinstance(c, Timer)), None)
-        schedule = Schedule(
-            optimizer,
-            options,
-            rate,
-            len(self.step_images),
-            time_share(timer) if timer else None,
-        )
+        self.time_used = time_share(timer) if timer else None
+        # Several processes must not go by several clocks: their weights would part.
+        clock = self.time_used if self.trainer.world_size == 1 else lambda: self.used_before
+        schedule = Schedule(optimizer, options, rate, len(self.step_images), clock)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -182,14 +193,22 @@ class LesionClassifier(pl.LightningModule):
         checkpoint[ENTRY] = self.metadata
 
 
-def side_in(epoch: int, config: Config) -> int:
-    """Side of the training images in an epoch, counted from 0, pixels.
+def side_in(epoch: int, config: Config, time_used: float = 0.0) -> int:
+    """Side of the training images in an epoch, pixels.
 
     It rises evenly from data.start_size in the first epoch to data.image_size in the last one, in
-    steps of 16, which most networks divide by.
+    steps of 16, which most networks divide by. The last one is that of training.max_epochs, or the
+    one that training.max_time will end in, if the epochs go on taking as long as so far.
+
+    Args:
+        epoch: counted from 0.
+        config: of the run.
+        time_used: share of training.max_time that the epochs before have taken.
     """
-    end, last = config.data.image_size or 224, config.training.max_epochs - 1
-    start = config.data.start_size
+    end, start = config.data.image_size or 224, config.data.start_size
+    last = float(config.training.max_epochs - 1)
+    if epoch and time_used:
+        last = min(last, epoch / time_used - 1)
     if start is None or epoch >= last:
         return end
     return min(end, max(start, round((start + (end - start) * epoch / last) / 16) * 16))
