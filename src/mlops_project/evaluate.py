@@ -78,7 +78,9 @@ def evaluate(
     """
     wait_longer_if_alone()
     from mlops_project.evaluation.report import evaluate as run
+    from mlops_project.training.allocator import keep_freed_memory
 
+    keep_freed_memory()
     start_console()
     checkpoints = [*checkpoint, *(more or [])]
     run(

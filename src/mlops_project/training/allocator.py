@@ -15,8 +15,8 @@ def keep_freed_memory() -> None:
 
     By itself it gives each block of more than 32 MiB (DEFAULT_MMAP_THRESHOLD_MAX), and the free end
     of its heap, back to the system, which clears every page before it hands it out again. In a step
-    on a CPU whose activations are larger that takes a third of the time (see docs/speed.md); for
-    it, such a process keeps up to a third more than it needs at once.
+    on a CPU whose activations are larger that takes a third of the time; for it, such a process
+    keeps up to a third more than it needs at once.
     """
     if not sys.platform.startswith("linux"):
         return
