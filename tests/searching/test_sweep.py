@@ -191,7 +191,8 @@ def test_weights_and_biases_is_left_out_unless_the_command_line_asks(
     path = write_sweep(command=command)
     rate = {"values": [0.1, 0.2]}
     constant = {"training.learning_rate": rate, "wandb.enabled": {"value": True}}
-    assert not read(write_sweep("constant.yaml", parameters=constant), []).config.wandb.enabled
+    constants = write_sweep("constant.yaml", parameters=constant, command=None)
+    assert not read(constants, []).config.wandb.enabled
     quiet, asked = read(path, []).config, read(path, ["wandb.enabled=true"]).config
     assert (quiet.wandb.enabled, quiet.seed) == (False, 5)
     assert (asked.wandb.enabled, asked.wandb.project) == (True, "mine")

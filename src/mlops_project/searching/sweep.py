@@ -144,7 +144,7 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     constants = [p.override(p.ends[0]) for p in parameters if len(p.choices) == 1]
     overrides = [*commanded, *settings.normalise(constants)]
     if "wandb.enabled" not in names:  # a search needs no account, whatever the file says
-        overrides = [o for o in overrides if not o.lstrip("+").startswith("wandb")]
+        overrides = [o for o in overrides if not o.lstrip("+").startswith("wandb.enabled=")]
     metric = sections.read_metric(content, found)
     if metric and not any("training.monitor_metric=" in o for o in (*overrides, *given)):
         # The run's best epoch is that of the metric, unless something else is asked for.
