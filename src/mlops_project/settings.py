@@ -228,9 +228,9 @@ def shaping(config: Config) -> dict[str, Any]:
     return found
 
 
-def fingerprint(config: Config) -> str:
-    """Eight hexadecimal digits that runs share which differ in `REPEATED` alone."""
-    same = {name: value for name, value in shaping(config).items() if name not in REPEATED}
+def fingerprint(shaping: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that runs share whose `shaping` differs in `REPEATED` alone."""
+    same = {name: value for name, value in shaping.items() if name not in REPEATED}
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
 
 

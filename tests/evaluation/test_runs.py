@@ -43,6 +43,8 @@ def test_several_runs_of_one_command_are_summed_up(folds: tuple[Path, str]) -> N
     auroc = summary["val_auroc"]
     assert f"{auroc.mean():.3f} ± {auroc.std():.3f}" in printed
     assert "--split out-of-fold" in printed
+    assert summary["settings"].nunique() == 1  # by which repetitions are found together
+    assert summary["fold"].tolist() == [0, 1]
 
 
 def test_each_lesion_is_in_one_validation_fold_and_is_evaluated_once(

@@ -78,7 +78,6 @@ def with_intervals(
     """
     plain = measure(np.ones((1, len(lesions))))
     chunks = [measure(weights) for weights in weightings(lesions)]
-    alone = len(np.unique(lesions)) < 2  # nothing else can be drawn
     found = {}
     for name, one in plain.items():
         value, resampled = float(one[0]), np.concatenate([chunk[name] for chunk in chunks])
@@ -86,7 +85,7 @@ def with_intervals(
         clusters = len(np.unique(lesions[shares[name]])) if shares and name in shares else 0
         if low == high and clusters and value in (0, 1):
             low, high = exact_interval(value, clusters)
-        elif alone or low == high:
+        elif low == high:
             low = high = float("nan")
         elif name in biased:
             excess = float(np.nanmean(resampled)) - value

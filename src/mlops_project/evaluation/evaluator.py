@@ -9,7 +9,7 @@ import pandas as pd
 
 from mlops_project.evaluation import bootstrap, measures
 
-FEW_LESIONS = 20  # of a class: with 10, an interval of AUROC holds the truth 80 % of the time
+FEW_LESIONS = 20  # of a class: with fewer, an interval of AUROC holds the truth too rarely
 
 
 def measure(names: list[str], predictions: pd.DataFrame) -> dict[str, Any]:

@@ -100,10 +100,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
     """The runs by their settings, in the order of the first of each."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        same = {
-            name: value for name, value in run.settings.items() if name not in settings.REPEATED
-        }
-        found.setdefault(json.dumps(same, sort_keys=True), []).append(run)
+        found.setdefault(settings.fingerprint(run.settings), []).append(run)
     return [Group(str(number), members) for number, members in enumerate(found.values(), 1)]
 
 

@@ -95,7 +95,7 @@ def summary_row(
         "data": config.data.data_dir,
         "synthetic": data.synthetic,
         "image_size": data.image_size,
-        "settings": settings.fingerprint(config),
+        "settings": settings.fingerprint(settings.shaping(config)),
         "seed": config.seed,
         "fold": config.data.fold if config.data.folds else None,
         "epochs": epochs,
