@@ -90,6 +90,14 @@ class ModelConfig:
     dropout_rate: Optional[float] = key(
         None, "dropout before the head (none: the network's own)", minimum=0, below=1
     )
+    drop_path_rate: Optional[float] = key(
+        None,
+        "chance that a training image skips the last residual block; earlier blocks less, in "
+        "proportion to their depth (none: the network's own)",
+        minimum=0,
+        below=1,
+        source="Huang et al., Deep Networks with Stochastic Depth, ECCV 2016",
+    )
     learning_rate: float = key(
         1e-3, "learning rate, where training.learning_rate is not set", above=0
     )
@@ -193,6 +201,13 @@ class DataConfig:
         minimum=0,
         maximum=1,
     )
+    hue: float = key(
+        0.0,
+        "turn of all hues by a share of the colour circle from minus to plus this (0: off, for "
+        "colour is diagnostic here)",
+        minimum=0,
+        maximum=0.5,
+    )
     random_erasing: float = key(
         0.0, "probability of erasing a rectangle of an image", minimum=0, maximum=1
     )
@@ -289,7 +304,13 @@ class TrainingConfig:
         minimum=0,
         source="Menon et al., Long-tail learning via logit adjustment, ICLR 2021",
     )
-    label_smoothing: float = key(0.0, "share of the target spread evenly", minimum=0, below=1)
+    label_smoothing: float = key(
+        0.0,
+        "share of the target spread over the classes: evenly, or as they are frequent where "
+        "logit_adjustment is on",
+        minimum=0,
+        below=1,
+    )
 
     # How long, and what is kept
     max_epochs: int = key(

@@ -128,6 +128,24 @@ def test_colour_factors_are_uniform_in_their_range_and_torchvisions() -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
+def test_hues_turn_as_torchvision_turns_them() -> None:
+    shifts = augmentation(hue=0.2)._draw(np.arange(DRAWS), 0, 32)[:, 9]
+    assert abs(shifts).max() <= 0.2
+    assert abs(shifts.mean()) < 0.01
+    assert shifts.std() == pytest.approx(0.2 / 3**0.5, rel=0.05)
+    assert not augmentation(rotation_degrees=9)._draw(np.arange(9), 0, 32)[:, 9].any()
+
+    torch.manual_seed(0)
+    images = (torch.rand(6, 3, 16, 16) * 255).to(torch.uint8)
+    images[0] = images[0, :1]  # grey: without a hue
+    images[1, :, :8], images[1, 2, 8:] = 0, 255
+    turned = augmentation(hue=0.5)(images, torch.arange(6), 0, training=True)
+    shares = augmentation(hue=0.5)._draw(np.arange(6), 0, 16)[:, 9]
+    for image, ours, share in zip(images, turned, shares, strict=True):
+        theirs = F.adjust_hue(image / 255, float(share)) * 255
+        torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
+
+
 def test_an_erased_rectangle_is_as_frequent_and_as_large_as_published() -> None:
     images = torch.full((DRAWS, 3, 32, 32), 255, dtype=torch.uint8)
     result = augmentation(random_erasing=0.25)(images, torch.arange(DRAWS), 0, training=True)
@@ -174,7 +192,7 @@ def test_choices_depend_on_seed_epoch_and_image_alone() -> None:
     torch.manual_seed(0)
     images = (torch.rand(8, 3, 16, 16) * 255).to(torch.uint8)
     draws = torch.arange(100, 108)
-    options = {"rotation_degrees": 20.0, "color_jitter": 0.3, "random_erasing": 0.5}
+    options = {"rotation_degrees": 20.0, "color_jitter": 0.3, "hue": 0.1, "random_erasing": 0.5}
     whole = augmentation(**options)(images, draws, 2, training=True)
     parts = [
         augmentation(**options)(images[i : i + 1], draws[i : i + 1], 2, training=True)
@@ -235,7 +253,13 @@ def test_a_cpu_gives_what_other_devices_give(channels_last: bool, demo_folder: P
     paths = sorted(demo_folder.rglob("*.jpg"))[:6]
     images = torch.from_numpy(np.stack([decode(path.read_bytes(), 160) for path in paths]))
     draws = torch.arange(len(paths))
-    options = {"rotation_degrees": 180, "zoom": 0.3, "color_jitter": 0.5, "randaugment": 30}
+    options: dict[str, Any] = {
+        "rotation_degrees": 180,
+        "zoom": 0.3,
+        "color_jitter": 0.5,
+        "hue": 0.3,
+    }
+    options["randaugment"] = 30
     ours = augmentation(**options, channels_last=channels_last)
     theirs = augmentation(**options, channels_last=channels_last)
     theirs._on_cpu = theirs._on_device  # type: ignore[method-assign]

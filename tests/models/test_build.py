@@ -102,6 +102,27 @@ def test_dropout_is_the_published_one_unless_it_is_set(
     assert network_of("baseline_cnn", dropout_rate=asked).dropout.p == (asked or 0.5)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_stochastic_depth_rises_to_its_rate_in_the_last_block(name: str) -> None:
+    rates = [
+        float(m.drop_prob) for m in network_of(name, drop_path_rate=0.3).modules() if is_drop(m)
+    ]
+    assert rates == sorted(rates)
+    assert 0.25 < rates[-1] <= 0.3
+    assert not any(is_drop(m) for m in network_of(name).modules())
+
+
+def is_drop(module: torch.nn.Module) -> bool:
+    return type(module).__name__ == "DropPath"
+
+
+@pytest.mark.parametrize(
+    "options", [{"name": "baseline_cnn"}, {"name": "timm", "variant": "vgg11"}]
+)
+def test_what_has_no_residual_blocks_has_no_stochastic_depth(options: dict[str, Any]) -> None:
+    assert "drop_path_rate" in refusal(**options, pretrained=False, drop_path_rate=0.3)
+
+
 @pytest.mark.parametrize("name", ["baseline_cnn", "resnet18"])
 def test_the_seed_decides_the_random_start(name: str) -> None:
     starts = []

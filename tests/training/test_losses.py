@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,43 @@ def test_logit_adjustment_adds_the_log_of_how_frequent_a_class_is(
     losses, _ = ClassificationLoss(name, logit_offsets=offsets)(logits, labels)
     moved = logits + torch.from_numpy(offsets).float()
     torch.testing.assert_close(losses, ClassificationLoss(name)(moved, labels)[0])
+
+
+@LAW
+@given(batches(), smoothings, st.sampled_from(["cross_entropy", "focal"]), st.floats(0.1, 2))
+def test_smoothing_spreads_the_target_as_adjusted_logits_that_know_nothing_would(
+    batch: tuple[torch.Tensor, torch.Tensor, np.ndarray], smoothing: float, name: str, tau: float
+) -> None:
+    logits, labels, class_weights = batch
+    offsets = torch.from_numpy(tau * log_frequencies(labels.numpy(), logits.shape[1])).float()
+    adjusted = partial(
+        ClassificationLoss, name, class_weights=class_weights, logit_offsets=offsets.numpy()
+    )
+    losses, weights = adjusted(label_smoothing=smoothing)(logits, labels)
+
+    one_hot = F.one_hot(labels, logits.shape[1])
+    smooth = one_hot * (1 - smoothing) + smoothing * offsets.softmax(dim=0)
+    expected, _ = adjusted()(logits, smooth)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(weights, torch.from_numpy(class_weights).float()[labels])
+
+
+def test_smoothing_does_not_take_a_rare_class_s_distance_away() -> None:
+    """The best logits of a frequent class's image stay far from those of the rare class."""
+    offsets = log_frequencies(np.repeat([0, 1], [99, 1]), 2)
+    loss = ClassificationLoss(label_smoothing=0.1, logit_offsets=offsets)
+    plain = ClassificationLoss(label_smoothing=0.1)
+
+    def best(loss: ClassificationLoss) -> float:
+        """The distance of the logits that has the smallest loss for an image of the first class."""
+        distances = torch.linspace(-10, 10, 2001)
+        logits = torch.stack([distances, torch.zeros_like(distances)], dim=1)
+        losses, _ = loss(logits, torch.zeros(len(distances), dtype=torch.int64))
+        return float(distances[losses.argmin()])
+
+    assert best(plain) == pytest.approx(np.log(0.95 / 0.05), abs=0.02)
+    assert best(loss) == pytest.approx(np.log((0.999 / 0.001) / 99), abs=0.02)
+    assert best(loss) > 2
 
 
 @LAW

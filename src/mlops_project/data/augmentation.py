@@ -47,6 +47,7 @@ class BatchAugmentation(nn.Module):
         zoom: the scale is log-uniform from 1 / (1 + this) to 1 + this.
         color_jitter: brightness, contrast and saturation factors are uniform in 1 plus or minus
             this, in torchvision's sense of these words and in this order.
+        hue: hues turn by a share of the colour circle, uniform in plus or minus this.
         random_erasing: probability of a rectangle set to the mean colour.
         randaugment: magnitude, 0 to 30, of two operations an image out of: identity, rotation,
             shear and shift along either axis, brightness, contrast, saturation.
@@ -68,6 +69,7 @@ class BatchAugmentation(nn.Module):
         rotation_degrees: float = 0.0,
         zoom: float = 0.0,
         color_jitter: float = 0.0,
+        hue: float = 0.0,
         random_erasing: float = 0.0,
         randaugment: int = 0,
         mixup: float = 0.0,
@@ -81,7 +83,8 @@ class BatchAugmentation(nn.Module):
         self.register_buffer("scale", scale.float().view(3, 1, 1), persistent=False)
         self.register_buffer("offset", offset.float().view(3, 1, 1), persistent=False)
         self.seed = seed
-        self.rotation_degrees, self.zoom, self.color_jitter = rotation_degrees, zoom, color_jitter
+        self.rotation_degrees, self.zoom = rotation_degrees, zoom
+        self.color_jitter, self.hue = color_jitter, hue
         self.random_erasing, self.randaugment = random_erasing, randaugment
         self.mixup, self.cutmix, self.num_classes = mixup, cutmix, num_classes
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -105,33 +108,45 @@ class BatchAugmentation(nn.Module):
         size = images.shape[-1]
         moves = training and bool(self.rotation_degrees or self.zoom or self.randaugment)
         recolours = training and bool(self.color_jitter or self.randaugment)
+        turns = training and bool(self.hue)
         erases = training and bool(self.random_erasing)
-        matrices = factors = boxes = torch.empty(0)
-        if moves or recolours or erases:
+        matrices = factors = shifts = boxes = torch.empty(0)
+        if moves or recolours or turns or erases:
             numbers = to_device(self._draw(draws.cpu().numpy(), epoch, size), images.device)
-            matrices, factors, boxes = numbers.split((6, 3, 4), dim=1)
+            matrices, factors, shifts, boxes = numbers.split((6, 3, 1, 4), dim=1)
         work = self._on_cpu if images.device.type == "cpu" else self._on_device
         result = work(
             images,
             matrices.reshape(-1, 2, 3) if moves else None,
             factors if recolours else None,
+            shifts[:, 0] if turns else None,
         )
         if erases:
             result.masked_fill_(_inside(boxes, size), 0.0)
         return result
 
     def _on_device(
-        self, images: torch.Tensor, matrices: torch.Tensor | None, factors: torch.Tensor | None
+        self,
+        images: torch.Tensor,
+        matrices: torch.Tensor | None,
+        factors: torch.Tensor | None,
+        shifts: torch.Tensor | None,
     ) -> torch.Tensor:
         x = images.float()
         if matrices is not None:
             x = warp(x, matrices)
         if factors is not None:
             x = recolour(x, factors)
+        if shifts is not None:
+            x = turn_hues(x, shifts)
         return x.mul_(self.scale).add_(self.offset).contiguous(memory_format=self.memory_format)
 
     def _on_cpu(
-        self, images: torch.Tensor, matrices: torch.Tensor | None, factors: torch.Tensor | None
+        self,
+        images: torch.Tensor,
+        matrices: torch.Tensor | None,
+        factors: torch.Tensor | None,
+        shifts: torch.Tensor | None,
     ) -> torch.Tensor:
         result = torch.empty(images.shape, memory_format=self.memory_format)
         augmentation_on_cpu.augment(
@@ -140,6 +155,7 @@ class BatchAugmentation(nn.Module):
             normalisation=torch.stack([self.scale, self.offset], dim=1).view(3, 2).numpy(),
             matrices=None if matrices is None else matrices.numpy(),
             factors=None if factors is None else factors.numpy(),
+            shifts=None if shifts is None else shifts.numpy(),
         )
         return result
 
@@ -179,13 +195,15 @@ class BatchAugmentation(nn.Module):
         return mixed, torch.lerp(shares[other], shares, table[:, 1:2])
 
     def _draw(self, keys: np.ndarray, epoch: int, size: int) -> np.ndarray:
-        """Matrix of the warp (6), colour factors (3), erased box (4) of each image, [B, 13]."""
+        """Warp (6), colour factors (3), turn of the hue (1), erased box (4) of each, [B, 14]."""
         u = randomness.uniform(self.seed, epoch, keys, "augmentation", 13)
         u_angle, u_color, u_operations, u_erasing = np.split(u, (1, 4, 8), axis=1)
         angle = np.radians(self.rotation_degrees) * (2 * u_angle[:, 0] - 1)
         factors = 1 + self.color_jitter * (2 * u_color - 1)
-        scale = np.ones(len(u))
-        if self.zoom:  # a draw of its own: those above are the same with it and without
+        scale, hue = np.ones(len(u)), np.zeros(len(u))
+        if self.hue:  # a draw of its own, as the next one: the others are the same without it
+            hue = self.hue * (2 * randomness.uniform(self.seed, epoch, keys, "hue", 1)[:, 0] - 1)
+        if self.zoom:
             u_zoom = randomness.uniform(self.seed, epoch, keys, "zoom", 1)[:, 0]
             scale = (1 + self.zoom) ** (2 * u_zoom - 1)
         shear, shift = np.zeros((2, len(u), 2))
@@ -201,7 +219,7 @@ class BatchAugmentation(nn.Module):
                 shift += amounts[:, 4:6]
                 factors *= 1 + amounts[:, 6:]
         return np.column_stack(
-            [_matrices(angle, scale, shear, shift), factors, self._erased(u_erasing, size)]
+            [_matrices(angle, scale, shear, shift), factors, hue, self._erased(u_erasing, size)]
         )
 
     def _erased(self, u: np.ndarray, size: int) -> np.ndarray:
@@ -274,6 +292,29 @@ def recolour(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     mean = grey.mean(dim=2, keepdim=True).mean(dim=1, keepdim=True)
     grey.mul_(b * c * (1 - s)).add_(b * (1 - c) * mean)
     return x.mul_((b * c * s)[:, None]).add_(grey[:, None]).clamp_(0, 255)
+
+
+def turn_hues(x: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Turns the hue of each pixel, its value and saturation (of HSV) staying as they are.
+
+    Args:
+        x: float32 [B, 3, H, W], 0 to 255.
+        shifts: float32 [B], shares of the colour circle.
+
+    Returns:
+        float32 [B, 3, H, W], 0 to 255.
+    """
+    red, green, blue = x.unbind(1)
+    value, largest = x.max(dim=1)
+    chroma = value - x.amin(dim=1)
+    # Sixths of the circle, counted from red. Where there is no chroma, any hue will do.
+    between = torch.stack([green - blue, blue - red, red - green], dim=1)
+    hue = between.gather(1, largest[:, None])[:, 0] / chroma.clamp_min(1e-6) + 2 * largest
+    hue += 6 * shifts[:, None, None]
+    # How far a channel lies below the value: https://en.wikipedia.org/wiki/HSL_and_HSV, HSV to RGB.
+    places = (hue[:, None] + x.new_tensor([5, 3, 1])[:, None, None]) % 6
+    depth = torch.minimum(places, 4 - places).clamp_(0, 1)
+    return value[:, None] - chroma[:, None] * depth
 
 
 def _matrices(

@@ -28,6 +28,7 @@ def augment(
     normalisation: np.ndarray,
     matrices: np.ndarray | None = None,
     factors: np.ndarray | None = None,
+    shifts: np.ndarray | None = None,
 ) -> None:
     """Warps, recolours and normalises a batch.
 
@@ -37,6 +38,7 @@ def augment(
         normalisation: scale and offset of each channel's grey levels, [3, 2].
         matrices: of the warp, as for `augmentation.warp`, [B, 2, 3]; None: nothing moves.
         factors: of the colours, as for `augmentation.recolour`, [B, 3]; None: they stay.
+        shifts: of the hues, as for `augmentation.turn_hues`, [B]; None: they stay.
     """
     cv2 = _opencv()
     size = images.shape[-1]
@@ -62,6 +64,11 @@ def augment(
                 cv2.transform(before, colour_map, dst=after)
                 np.clip(after, 0, 255, out=after)
                 before, after = after, before
+            if shifts is not None:
+                cv2.cvtColor(before, cv2.COLOR_RGB2HSV, dst=after)
+                hues = after[..., 0]
+                np.mod(hues + 360 * shifts[i], 360, out=hues)
+                cv2.cvtColor(after, cv2.COLOR_HSV2RGB, dst=before)
             if pixels.flags.c_contiguous:
                 cv2.transform(before, normalise, dst=pixels[i])
             else:

@@ -92,7 +92,6 @@ def embed(models: Sequence[TrainedModel], images: np.ndarray) -> np.ndarray:
     return _side_by_side(features)
 
 
-@torch.inference_mode()
 def _forward(
     model: TrainedModel, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], views: Any
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +105,9 @@ def _forward(
         channels_last=model.config.training.channels_last is True,
     ).to(device)
     probabilities, features = [], []
-    with _input_of(head(network)) as seen:
+    # Weights that came to a GPU in inference mode would have no gradients, which the maps of what
+    # a network looks at are made of.
+    with torch.inference_mode(), _input_of(head(network)) as seen:
         for images, draws in batches:
             batch = prepare(images.to(device, non_blocking=True), draws, 0, training=False)
             total = sum(network(_turned(batch, *view)).float().softmax(dim=1) for view in views)

@@ -65,6 +65,7 @@ def build_model(settings: ModelConfig, image_size: int, *, load_weights: bool = 
             num_classes=settings.num_classes,
             image_size=image_size,
             dropout=dropout,
+            drop_path=settings.drop_path_rate,
             pretrained=settings.pretrained if load_weights and not from_file else False,
         )
         expected = getattr(network, "pretrained_cfg", {})

@@ -21,6 +21,7 @@ def create(
     num_classes: int,
     image_size: int,
     dropout: float | None,
+    drop_path: float | None = None,
     pretrained: bool | str,
 ) -> tuple[nn.Module, str]:
     """Builds a network by its name in timm.
@@ -30,6 +31,7 @@ def create(
         num_classes: K.
         image_size: side of the images, pixels, for networks that need to know it.
         dropout: before the head; None leaves the network's own.
+        drop_path: stochastic depth of the last residual block; None leaves the network's own.
         pretrained: True insists on ImageNet weights, "auto" takes them if the hub answers within
             5 seconds, False starts at random.
 
@@ -52,6 +54,8 @@ def create(
     options: dict[str, Any] = {"num_classes": num_classes}
     if dropout is not None:
         options["drop_rate"] = dropout
+    if drop_path is not None:
+        options["drop_path_rate"] = drop_path
 
     def build(weights: bool) -> nn.Module:
         try:

@@ -87,6 +87,7 @@ def check_model_settings(settings: ModelConfig) -> None:
         for key, value in (
             ("variant", settings.variant),
             ("pretrained_path", settings.pretrained_path),
+            ("drop_path_rate", settings.drop_path_rate),
         ):
             if value is not None:
                 raise InputError(

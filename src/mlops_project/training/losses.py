@@ -17,7 +17,9 @@ class ClassificationLoss(nn.Module):
     Args:
         name: "cross_entropy" or "focal".
         class_weights: float [K], or None for equal weights.
-        label_smoothing: share of the target spread evenly over the classes.
+        label_smoothing: share of the target spread over the classes: evenly or, with logit_offsets,
+            as their softmax is. Spread evenly, it would ask the adjusted logits of rare classes for
+            more than these classes' frequency, and the logits themselves would hardly differ.
         focal_gamma: gamma of the focal loss.
         logit_offsets: added to the logits of each image, float [K]; None: nothing is.
     """
@@ -54,18 +56,18 @@ class ClassificationLoss(nn.Module):
             Weighted loss of each image [B] and its weight [B], both float32; the batch's loss is
             the sum of the first over the sum of the second.
         """
-        logits = logits.float()
+        logits, smooth, smoothing = logits.float(), targets, self.label_smoothing
         if self.logit_offsets is not None:
             logits = logits + self.logit_offsets
+            if smoothing:
+                spread = self.logit_offsets.softmax(dim=0)
+                smooth = _shares(targets, logits) * (1 - smoothing) + smoothing * spread
+                smoothing = 0.0
         if self.name == "focal":
-            losses = self._focal(logits, targets)
+            losses = self._focal(logits, smooth, smoothing)
         else:
             losses = F.cross_entropy(
-                logits,
-                targets,
-                self.class_weights,
-                reduction="none",
-                label_smoothing=self.label_smoothing,
+                logits, smooth, self.class_weights, reduction="none", label_smoothing=smoothing
             )
         if self.class_weights is None:
             return losses, torch.ones_like(losses)
@@ -73,17 +75,22 @@ class ClassificationLoss(nn.Module):
             return losses, self.class_weights[targets]
         return losses, targets.to(self.class_weights) @ self.class_weights
 
-    def _focal(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _focal(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
         log_p = F.log_softmax(logits, dim=1)
-        classes = log_p.shape[1]
-        shares = F.one_hot(targets, classes).to(log_p) if targets.ndim == 1 else targets.to(log_p)
-        smooth = shares * (1 - self.label_smoothing) + self.label_smoothing / classes
+        smooth = _shares(targets, log_p) * (1 - smoothing) + smoothing / log_p.shape[1]
         terms = -smooth * log_p
         if self.class_weights is not None:
             terms = terms * self.class_weights
         # At p = 1 the slope of (1 - p)^gamma is infinite where gamma < 1.
         rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(torch.float32).eps)
         return (terms * rest**self.focal_gamma).sum(dim=1)
+
+
+def _shares(targets: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Class indices [B] or shares [B, K] as shares [B, K], of the type of `like` [B, K]."""
+    if targets.ndim == 1:
+        targets = F.one_hot(targets, like.shape[1])
+    return targets.to(like)
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:

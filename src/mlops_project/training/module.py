@@ -240,6 +240,7 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
             rotation_degrees=config.data.rotation_degrees * augment,
             zoom=config.data.zoom * augment,
             color_jitter=config.data.color_jitter * augment,
+            hue=config.data.hue * augment,
             random_erasing=config.data.random_erasing * augment,
             randaugment=config.data.randaugment * augment,
             mixup=config.data.mixup * augment,
