@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 from mlops_project.config import ArchitectureConfig, ModelConfig
@@ -104,16 +105,14 @@ def test_dropout_is_the_published_one_unless_it_is_set(
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
 def test_stochastic_depth_rises_to_its_rate_in_the_last_block(name: str) -> None:
-    rates = [
-        float(m.drop_prob) for m in network_of(name, drop_path_rate=0.3).modules() if is_drop(m)
-    ]
+    rates = drop_rates(network_of(name, drop_path_rate=0.3))
     assert rates == sorted(rates)
     assert 0.25 < rates[-1] <= 0.3
-    assert not any(is_drop(m) for m in network_of(name).modules())
+    assert not drop_rates(network_of(name))
 
 
-def is_drop(module: torch.nn.Module) -> bool:
-    return type(module).__name__ == "DropPath"
+def drop_rates(network: nn.Module) -> list[float]:
+    return [m.drop_prob for m in network.modules() if isinstance(m, DropPath)]
 
 
 @pytest.mark.parametrize(
