@@ -5,7 +5,7 @@ uv run python benchmarks/gpu.py [DATA_DIR [ROUNDS]]
 Ours is a run of `train.py`, whose speed.csv has its rate and the share of what the network and its
 gradients alone reach. timm's training script is not in its package, so the loop here puts together
 what that script does: `timm.data.create_loader` with its prefetcher and a worker on each core,
-channels last, autocast, AdamW; by default it does not compile. Without DATA_DIR, synthetic images.
+channels last, autocast, AdamW; not compiled, as is its default. Without DATA_DIR, synthetic images.
 """
 
 from __future__ import annotations

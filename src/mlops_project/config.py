@@ -92,8 +92,8 @@ class ModelConfig:
     )
     drop_path_rate: Optional[float] = key(
         None,
-        "chance that a training image skips the last residual block; earlier blocks less, in "
-        "proportion to their depth (none: the network's own)",
+        "about the chance that a training image skips the last residual block; earlier blocks "
+        "less, in proportion to their depth (none: the network's own)",
         minimum=0,
         below=1,
         source="Huang et al., Deep Networks with Stochastic Depth, ECCV 2016",
@@ -306,8 +306,8 @@ class TrainingConfig:
     )
     label_smoothing: float = key(
         0.0,
-        "share of the target spread over the classes: evenly, or as they are frequent where "
-        "logit_adjustment is on",
+        "share of the target spread over the classes: evenly, or with logit_adjustment as often as "
+        "they are shown, to the power of tau",
         minimum=0,
         below=1,
     )

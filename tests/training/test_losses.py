@@ -94,13 +94,15 @@ def test_smoothing_spreads_the_target_as_adjusted_logits_that_know_nothing_would
     adjusted = partial(
         ClassificationLoss, name, class_weights=class_weights, logit_offsets=offsets.numpy()
     )
-    losses, weights = adjusted(label_smoothing=smoothing)(logits, labels)
+    loss = adjusted(label_smoothing=smoothing)
+    losses, weights = loss(logits, labels)
 
     one_hot = F.one_hot(labels, logits.shape[1])
     smooth = one_hot * (1 - smoothing) + smoothing * offsets.softmax(dim=0)
     expected, _ = adjusted()(logits, smooth)
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(weights, torch.from_numpy(class_weights).float()[labels])
+    torch.testing.assert_close(loss(logits, one_hot.float()), (losses, weights))
 
 
 def test_smoothing_does_not_take_a_rare_class_s_distance_away() -> None:

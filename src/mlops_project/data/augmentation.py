@@ -1,8 +1,9 @@
 """Augmentation of whole batches, on the device.
 
 What `crops` has cut and flipped goes through one warp for everything geometric, one map for
-everything about colour, then mixing of images. All random numbers come from `randomness`, drawn on
-the CPU, so they are the same on every device and for any number of workers.
+brightness, contrast and saturation, a turn of hues where asked for, then mixing of images. All
+random numbers come from `randomness`, drawn on the CPU, so they are the same on every device and
+for any number of workers.
 """
 
 from __future__ import annotations

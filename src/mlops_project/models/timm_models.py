@@ -31,7 +31,7 @@ def create(
         num_classes: K.
         image_size: side of the images, pixels, for networks that need to know it.
         dropout: before the head; None leaves the network's own.
-        drop_path: stochastic depth of the last residual block; None leaves the network's own.
+        drop_path: stochastic depth, about that of the last block; None leaves the network's own.
         pretrained: True insists on ImageNet weights, "auto" takes them if the hub answers within
             5 seconds, False starts at random.
 
@@ -66,6 +66,10 @@ def create(
                     raise
                 return timm.create_model(name, pretrained=weights, **options)
         except (AssertionError, TypeError) as error:
+            if "drop_path_rate" in str(error):
+                raise InputError(
+                    f"model.drop_path_rate={drop_path}: {name} has no stochastic depth"
+                ) from error
             reason = str(error).strip().splitlines()
             raise InputError(
                 f"model.variant={name}: timm cannot build it as a classifier of {image_size} × "
