@@ -258,8 +258,8 @@ def test_a_cpu_gives_what_other_devices_give(channels_last: bool, demo_folder: P
         "zoom": 0.3,
         "color_jitter": 0.5,
         "hue": 0.3,
+        "randaugment": 30,
     }
-    options["randaugment"] = 30
     ours = augmentation(**options, channels_last=channels_last)
     theirs = augmentation(**options, channels_last=channels_last)
     theirs._on_cpu = theirs._on_device  # type: ignore[method-assign]

@@ -298,6 +298,8 @@ def recolour(x: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 def turn_hues(x: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     """Turns the hue of each pixel, its value and saturation (of HSV) staying as they are.
 
+    It is torchvision's adjust_hue, which has one shift for all images of a batch.
+
     Args:
         x: float32 [B, 3, H, W], 0 to 255.
         shifts: float32 [B], shares of the colour circle.

@@ -21,7 +21,7 @@ def create(
     num_classes: int,
     image_size: int,
     dropout: float | None,
-    drop_path: float | None = None,
+    drop_path: float | None,
     pretrained: bool | str,
 ) -> tuple[nn.Module, str]:
     """Builds a network by its name in timm.

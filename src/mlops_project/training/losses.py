@@ -56,29 +56,26 @@ class ClassificationLoss(nn.Module):
             Weighted loss of each image [B] and its weight [B], both float32; the batch's loss is
             the sum of the first over the sum of the second.
         """
-        logits, smooth, smoothing = logits.float(), targets, self.label_smoothing
+        logits, smooth = logits.float(), targets
+        offsets = logits.new_zeros(logits.shape[1])
         if self.logit_offsets is not None:
-            logits = logits + self.logit_offsets
-            if smoothing:
-                spread = self.logit_offsets.softmax(dim=0)
-                smooth = _shares(targets, logits) * (1 - smoothing) + smoothing * spread
-                smoothing = 0.0
+            offsets = self.logit_offsets
+            logits = logits + offsets
+        if self.label_smoothing:
+            smooth = torch.lerp(_shares(targets, logits), offsets.softmax(0), self.label_smoothing)
         if self.name == "focal":
-            losses = self._focal(logits, smooth, smoothing)
+            losses = self._focal(logits, smooth)
         else:
-            losses = F.cross_entropy(
-                logits, smooth, self.class_weights, reduction="none", label_smoothing=smoothing
-            )
+            losses = F.cross_entropy(logits, smooth, self.class_weights, reduction="none")
         if self.class_weights is None:
             return losses, torch.ones_like(losses)
         if targets.ndim == 1:
             return losses, self.class_weights[targets]
         return losses, targets.to(self.class_weights) @ self.class_weights
 
-    def _focal(self, logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+    def _focal(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         log_p = F.log_softmax(logits, dim=1)
-        smooth = _shares(targets, log_p) * (1 - smoothing) + smoothing / log_p.shape[1]
-        terms = -smooth * log_p
+        terms = -_shares(targets, log_p) * log_p
         if self.class_weights is not None:
             terms = terms * self.class_weights
         # At p = 1 the slope of (1 - p)^gamma is infinite where gamma < 1.
