@@ -7,7 +7,7 @@ augmentation (random resized crops, flips, colour jitter), label smoothing 0.1 a
 AdamW at 5e-4, one epoch of warm-up, batches of 32 and 192 px are chosen. Fold 0 of 5. Its epoch is
 that of the best accuracy, as the script has it, and in a second case that of the best balanced
 accuracy. PREDICTIONS is the predictions.csv of an evaluation of the same fold, which is then
-compared with it on the same resamples of lesions.
+compared with it on the same resamples of lesions; timm's own are written to a folder that is named.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,7 @@ def main() -> None:
     images = data.table.iloc[rows][["image_id", "lesion_id"]].reset_index(drop=True)
     images["y_true"] = np.array(names, dtype=object)[data.labels[rows]]
     frequencies = np.bincount(data.labels[data.rows_of("train")], minlength=7)
+    kept = Path(tempfile.mkdtemp())
     results = []
     for case, probabilities in answers.items():
         corrected = probabilities / frequencies
@@ -68,6 +71,8 @@ def main() -> None:
                 difference = compare(names, pd.read_csv(sys.argv[4]), table, "timm")["difference"]
                 row["ours_less_timms"] = difference["balanced_accuracy"]
             results.append(row)
+            table.to_csv(kept / f"{case}{how}.csv".replace(" ", "_"), index=False)
+    print(f"timm's predictions: {kept}")
     words = " ".join(["DATA_DIR", "WEIGHTS", str(epochs), "PREDICTIONS"][: len(sys.argv) - 1])
     report("against_timm", results, f"uv run python benchmarks/against_timm.py {words}")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score
 
 from mlops_project.config import Config
 from mlops_project.data.diagnoses import BINARY, DIAGNOSES, malignant_classes
@@ -40,10 +41,11 @@ def ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.5])
 def test_the_fitted_temperature_is_the_one_that_was_put_in(sharpness: float) -> None:
     labels, probabilities = sample(0, 4000, sharpness)
-    temperature = calibration.fit_temperature(labels, probabilities)
+    temperature, offsets = calibration.fit(labels, probabilities)
     assert temperature == pytest.approx(sharpness, rel=0.1)
+    assert np.abs(offsets).max() < 0.25
     held_out, raw = sample(1, 4000, sharpness)
-    scaled = calibration.with_temperature(raw, temperature)
+    scaled = calibration.with_temperature(raw, temperature, offsets)
     assert ece(held_out, scaled) < 0.03
     if sharpness != 1:
         assert ece(held_out, scaled) < ece(held_out, raw) / 2
@@ -110,12 +112,12 @@ def test_a_fold_s_decisions_are_fitted_on_the_other_folds() -> None:
     names = list(DIAGNOSES)
     table = make_predictions(600, 7)
     folds = pd.factorize(table["lesion_id"])[0] % 3
-    offsets = np.linspace(-1, 1, 7)
-    facts, calibrated = decisions.decide_across(names, table, folds, 0.85, offsets)
+    prior = np.linspace(-1, 1, 7)
+    facts, calibrated = decisions.decide_across(names, table, folds, 0.85, prior)
     temperatures, hits, found = [], 0.0, 0
     for fold in range(3):
         others, own = table[folds != fold], table[folds == fold].reset_index(drop=True)
-        one, expected = decisions.decide(names, others, own, 0.85, offsets)
+        one, expected = decisions.decide(names, others, own, 0.85, prior)
         assert np.allclose(calibrated[folds == fold], expected)
         temperatures.append(one["calibration"]["temperature"])
         count = int((own["y_true"] == "mel").sum())
@@ -123,20 +125,63 @@ def test_a_fold_s_decisions_are_fitted_on_the_other_folds() -> None:
         found += count
     assert facts["calibration"]["temperature"] == pytest.approx(np.mean(temperatures))
     assert facts["calibration"]["folds"] == 3
+    # The prior brings probabilities to the training's frequencies; answers are those without it.
+    truth = pd.Index(names).get_indexer(pd.Index(table["y_true"]))
+    for when, answers in (
+        ("before", table[[f"probability_{n}" for n in names]].to_numpy().argmax(axis=1)),
+        ("after", (np.log(calibrated) - prior).argmax(axis=1)),
+    ):
+        known = facts["calibration"][when]
+        expected = balanced_accuracy_score(truth, answers)
+        assert known["balanced_accuracy"]["value"] == pytest.approx(expected)
+        assert known["accuracy"]["value"] == pytest.approx((truth == answers).mean())
     point = facts["operating_points"]["melanoma"]
     assert point["evaluated"]["sensitivity"]["value"] == pytest.approx(hits / found)
     assert "prediction_sets" not in facts
 
 
-def test_one_image_fits_no_temperature_and_a_certain_one_breaks_nothing() -> None:
-    assert calibration.fit_temperature(np.array([1]), np.array([[0.5, 0.5]])) == 1
+@given(seed=st.integers(0, 1000), prior=st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_a_model_that_leans_to_some_classes_is_set_upright(seed: int, prior: bool) -> None:
+    labels, probabilities = sample(seed, 8000)
+    new, others = labels[4000:], probabilities[4000:]
+    # More than classes that the model was trained to take for equally frequent would explain.
+    known = np.array([0.0, 1.0, -1.0, 0.5, 0.0]) * prior
+    lean = known + np.array([0.8, -0.8, 0.4, 0.0, -0.4])
+    leaning = calibration.with_temperature(probabilities, 1.0, -lean)
+    temperature, offsets = calibration.fit(labels[:4000], leaning[:4000], known)
+    assert temperature == pytest.approx(1, abs=0.15)
+    shifts = offsets - lean
+    assert np.abs(shifts - shifts.mean()).max() < 0.3
+    upright = calibration.with_temperature(leaning[4000:], temperature, offsets)
+    assert ece(new, upright) < ece(new, leaning[4000:])
+    ones = np.ones((1, 4000))
+    found, best = (measures.calibration(ones, new, p)["log_loss"][0] for p in (upright, others))
+    assert found < best + 0.01
+
+
+def test_a_class_with_few_images_keeps_nearly_the_offset_that_it_had() -> None:
+    labels, probabilities = sample(0, 500)
+    some = (labels != 2) | (np.arange(500) == np.flatnonzero(labels == 2)[0])
+    prior = np.zeros(5)
+    prior[2] = np.log(1 / (labels == 2).sum())
+    _, offsets = calibration.fit(labels[some], probabilities[some], prior)
+    assert abs(offsets[2] - prior[2]) < 2 * calibration.SPREAD
+
+
+def test_one_image_fits_nothing_and_a_certain_one_breaks_nothing() -> None:
+    one = np.array([1]), np.array([[0.5, 0.5]])
+    temperature, offsets = calibration.fit(*one, np.array([0.1, -0.1]))
+    assert temperature == 1
+    assert offsets.tolist() == [0.1, -0.1]
     certain = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert np.isfinite(calibration.fit_temperature(np.array([1, 0]), certain))
+    temperature, offsets = calibration.fit(np.array([1, 0]), certain)
+    assert np.isfinite([temperature, *offsets]).all()
 
 
-def test_the_temperature_is_stored_beside_the_checkpoint(tmp_path: Path) -> None:
+def test_a_calibration_is_stored_beside_the_checkpoint(tmp_path: Path) -> None:
     checkpoint = tmp_path / "epoch=001-val_loss=0.5.ckpt"
-    calibration.store_temperature(checkpoint, 1.5, {"nv": 0.5}, epoch=2, images=200)
+    calibration.store(checkpoint, 1.5, {"nv": 0.5}, epoch=2, images=200)
     path = tmp_path / "epoch=001-val_loss=0.5.calibration.json"
     known = json.loads(path.read_text())
     assert known == {
@@ -150,9 +195,9 @@ def test_the_temperature_is_stored_beside_the_checkpoint(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_evaluation_does_not_fail_where_the_temperature_cannot_be_stored(tmp_path: Path) -> None:
+def test_an_evaluation_does_not_fail_where_a_calibration_cannot_be_stored(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
-    calibration.store_temperature(gone / "last.ckpt", 1.5, {}, epoch=2, images=200)
+    calibration.store(gone / "last.ckpt", 1.5, {}, epoch=2, images=200)
     assert not gone.exists()
 
 

@@ -68,7 +68,9 @@ def test_what_is_fitted_on_the_validation_split_is_judged_on_the_test_split(
     stored = json.loads(checkpoint.with_suffix(".calibration.json").read_text())
     assert stored["temperature"] == temperature
     assert stored["validation_images"] == len(seen)
+    assert stored["offsets"] == facts["calibration"]["offsets"]
     odds = (table["probability_malignant"] / table["probability_benign"]) ** (1 / temperature)
+    odds *= np.exp(stored["offsets"]["malignant"] - stored["offsets"]["benign"])
     assert np.allclose(table["calibrated_malignant"], odds / (1 + odds), atol=1e-5)
     point = facts["operating_points"]["malignant"]
     assert point["validation"]["sensitivity"] >= 0.8

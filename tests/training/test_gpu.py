@@ -30,8 +30,9 @@ QUIET = ("training.progress_bar=none", "training.max_epochs=1", "data.image_size
         {"randaugment": 9},
         {"random_erasing": 1.0},
         {"color_jitter": 0.1, "mixup": 0.2, "cutmix": 1.0, "num_classes": 7},
+        {"rotation_degrees": 180, "color_jitter": 0.2, "hue": 0.1, "compiled": True},
     ],
-    ids=["plain", "warp", "colour", "randaugment", "erasing", "mixing"],
+    ids=["plain", "warp", "colour", "randaugment", "erasing", "mixing", "compiled"],
 )
 def test_a_batch_is_the_same_as_on_a_cpu(options: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -42,7 +43,7 @@ def test_a_batch_is_the_same_as_on_a_cpu(options: dict[str, Any]) -> None:
     results = []
     for device in ("cpu", "cuda"):
         augmentation.to(device)
-        batch = augmentation(images.to(device), rows, 2, training=True)
+        batch = augmentation(images.to(device), rows, 2, training=True, usual=True)
         batch, targets = augmentation.mix(batch, labels.to(device), rows, 2)
         results.append((batch.cpu(), targets.cpu()))
     (ours, target), (theirs, other) = results

@@ -56,6 +56,8 @@ class BatchAugmentation(nn.Module):
             one of them by a coin.
         num_classes: K, for the class shares of mixed images.
         channels_last: memory format of what `forward` gives.
+        compiled: whether `forward` may compile what a GPU does with a batch: some fifteen passes
+            over the images' memory become two or three.
     """
 
     scale: torch.Tensor
@@ -77,6 +79,7 @@ class BatchAugmentation(nn.Module):
         cutmix: float = 0.0,
         num_classes: int = 2,
         channels_last: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
@@ -89,10 +92,17 @@ class BatchAugmentation(nn.Module):
         self.random_erasing, self.randaugment = random_erasing, randaugment
         self.mixup, self.cutmix, self.num_classes = mixup, cutmix, num_classes
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._compiled = torch.compile(self._on_device, dynamic=False) if compiled else None
 
     @torch.no_grad()
     def forward(
-        self, images: torch.Tensor, draws: torch.Tensor, epoch: int, *, training: bool
+        self,
+        images: torch.Tensor,
+        draws: torch.Tensor,
+        epoch: int,
+        *,
+        training: bool,
+        usual: bool = False,
     ) -> torch.Tensor:
         """Normalises, and in training augments, a batch.
 
@@ -102,6 +112,8 @@ class BatchAugmentation(nn.Module):
                 them makes the program wait for the device.
             epoch: of the random choices.
             training: False normalises only.
+            usual: whether B and S are those of most batches: each other shape would be compiled by
+                itself, which takes seconds.
 
         Returns:
             float32 [B, 3, S, S].
@@ -115,7 +127,9 @@ class BatchAugmentation(nn.Module):
         if moves or recolours or turns or erases:
             numbers = to_device(self._draw(draws.cpu().numpy(), epoch, size), images.device)
             matrices, factors, shifts, boxes = numbers.split((6, 3, 1, 4), dim=1)
-        work = self._on_cpu if images.device.type == "cpu" else self._on_device
+        work = self._compiled if usual and self._compiled is not None else self._on_device
+        if images.device.type == "cpu":
+            work = self._on_cpu
         result = work(
             images,
             matrices.reshape(-1, 2, 3) if moves else None,

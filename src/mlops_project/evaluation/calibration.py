@@ -16,32 +16,51 @@ log = logging.getLogger("mlops_project")
 
 TEMPERATURES = (0.05, 20.0)  # that are looked at
 SMALLEST = 1e-12  # probability, so that its logarithm exists
+# Of offsets, in logits. Fitted on 500 to 8,000 images of HAM10000, 0.2 to 1 gave the same log loss
+# on the others to 0.6 %; without it, 500 images gave 1 % more.
+SPREAD = 0.5
 
 
-def fit_temperature(
-    labels: np.ndarray, probabilities: np.ndarray, offsets: np.ndarray | None = None
-) -> float:
-    """The temperature with the least log loss (Guo et al., ICML 2017).
+def fit(
+    labels: np.ndarray, probabilities: np.ndarray, prior: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
+    """A temperature and an offset for each class, as `with_temperature` takes them.
+
+    They have the least log loss: bias-corrected temperature scaling (Alexandari et al., Maximum
+    Likelihood with Bias-Corrected Calibration is Hard-To-Beat at Label Shift Adaptation, ICML
+    2020). A normal distribution of deviation `SPREAD` holds the offsets near the prior, since some
+    classes have few images.
 
     Args:
         labels: int64 [N], of validation images.
         probabilities: float [N, K], of a softmax.
-        offsets: as for `with_temperature`.
+        prior: of `TrainedModel.log_prior`, float [K]; None: 0.
 
     Returns:
-        1 where there is nothing to fit, as with a single image.
+        1 and the prior where there is nothing to fit, as with a single image.
     """
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp
 
+    prior = np.zeros(probabilities.shape[1]) if prior is None else np.asarray(prior, dtype=float)
     if len(labels) < 2:
-        return 1.0
+        return 1.0, prior
+    logits = np.log(np.clip(probabilities, SMALLEST, 1))
+    truth = np.eye(len(prior))[labels]
 
-    def loss(log_temperature: float) -> float:
-        scaled = with_temperature(probabilities, math.exp(log_temperature), offsets)
-        return float(-np.log(np.clip(scaled[np.arange(len(labels)), labels], SMALLEST, 1)).mean())
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """The sum over images, with the prior's part, and its gradient."""
+        sharpness, shift = math.exp(-parameters[0]), parameters[1:]
+        scaled = logits * sharpness + prior + shift
+        log_p = scaled - logsumexp(scaled, axis=1, keepdims=True)
+        wrong = np.exp(log_p) - truth
+        slope = [-sharpness * (wrong * logits).sum(), *(wrong.sum(axis=0) + shift / SPREAD**2)]
+        return -(truth * log_p).sum() + (shift**2).sum() / (2 * SPREAD**2), np.array(slope)
 
-    low, high = map(math.log, TEMPERATURES)
-    return math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x)
+    bounds = [tuple(map(math.log, TEMPERATURES)), *[(None, None)] * len(prior)]
+    start = np.zeros(len(prior) + 1)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return math.exp(found[0]), prior + found[1:]
 
 
 def at_the_end(temperature: float) -> bool:
@@ -52,13 +71,12 @@ def at_the_end(temperature: float) -> bool:
 def with_temperature(
     probabilities: np.ndarray, temperature: float, offsets: np.ndarray | None = None
 ) -> np.ndarray:
-    """The softmax [N, K] of the same logits divided by a temperature; the order stays.
+    """The softmax [N, K] of the same logits divided by a temperature.
 
     Args:
         probabilities: float [N, K], of a softmax.
-        temperature: more than 0.
-        offsets: added to the divided logits, float [K], as of `TrainedModel.log_prior`; with them
-            the order changes.
+        temperature: more than 0; by itself it leaves the order of the classes as it is.
+        offsets: added to the divided logits, float [K].
     """
     logits = np.log(np.clip(probabilities, SMALLEST, 1)) / temperature
     if offsets is not None:
@@ -67,15 +85,15 @@ def with_temperature(
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def store_temperature(
+def store(
     checkpoint: Path, temperature: float, offsets: dict[str, float], epoch: int, images: int
 ) -> None:
-    """Writes it beside the checkpoint, as <name>.calibration.json, where that can be written.
+    """Writes what `fit` found as <name>.calibration.json beside the checkpoint, where it can.
 
     Args:
         checkpoint: whose logits are to be divided.
         temperature: fitted on its validation split.
-        offsets: of each class, added to the divided logits.
+        offsets: of each class.
         epoch: of the checkpoint, which tells whether a last.ckpt has moved on since.
         images: on how many it was fitted.
     """
@@ -91,7 +109,7 @@ def store_temperature(
             json.dump(facts, file, indent=2)
             file.write("\n")
     except OSError as error:
-        log.warning("%s: the temperature is not stored (%s)", path, error.strerror)
+        log.warning("%s: the calibration is not stored (%s)", path, error.strerror)
 
 
 def set_thresholds(

@@ -19,7 +19,7 @@ def decide(
     validation: pd.DataFrame,
     predictions: pd.DataFrame,
     sensitivity: float,
-    offsets: np.ndarray,
+    prior: np.ndarray,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Fits on the validation split, and judges on the predictions.
 
@@ -27,7 +27,7 @@ def decide(
         names: of the classes, in the order of the probabilities.
         validation, predictions: tables of `inference.Predictions`; y_true of the latter may be "".
         sensitivity: that the thresholds are to reach on the validation split.
-        offsets: of `TrainedModel.log_prior`, float [K].
+        prior: of `TrainedModel.log_prior`, float [K].
 
     Returns:
         The entries calibration, operating_points and prediction_sets of metrics.json, none where no
@@ -35,7 +35,7 @@ def decide(
     """
     seen_labels, seen = _arrays(names, validation)
     all_labels, raw = _arrays(names, predictions)
-    temperature = calibration.fit_temperature(seen_labels, seen, offsets)
+    temperature, offsets = calibration.fit(seen_labels, seen, prior)
     all_scaled = calibration.with_temperature(raw, temperature, offsets)
     known = all_labels >= 0
     if not known.any():
@@ -47,9 +47,10 @@ def decide(
         "calibration": {
             "temperature": temperature,
             "offsets": dict(zip(names, offsets.tolist(), strict=True)),
+            "prior": dict(zip(names, prior.tolist(), strict=True)),
             "validation_images": len(validation),
             "before": _calibration(labels, raw, lesions),
-            "after": _calibration(labels, scaled, lesions),
+            "after": _calibration(labels, scaled, lesions, prior),
         },
         "operating_points": {
             question: _operating_point(
@@ -75,29 +76,31 @@ def decide_across(
     predictions: pd.DataFrame,
     folds: np.ndarray,
     sensitivity: float,
-    offsets: np.ndarray,
+    prior: np.ndarray,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """`decide` for a cross-validation: of each fold, by what was fitted on all other folds.
 
     Args:
-        names, sensitivity, offsets: as for `decide`.
+        names, sensitivity, prior: as for `decide`.
         predictions: a table of `inference.Predictions`, out of fold.
         folds: of each prediction, int [N], two folds at least.
 
     Returns:
-        As of `decide`, but for prediction_sets; temperature and thresholds are the folds' means.
+        As of `decide`, but for prediction_sets; temperature, offsets and thresholds are the folds'
+        means.
     """
     labels, raw = _arrays(names, predictions)
     lesions = predictions["lesion_id"].to_numpy()
     known, numbers = labels >= 0, np.unique(folds)
-    scaled, temperatures = np.empty_like(raw), []
+    scaled, fitted = np.empty_like(raw), []
     questions = _questions(names)
     positive = {question: np.zeros(len(labels), dtype=bool) for question in questions}
     chosen: dict[str, list[float]] = {question: [] for question in questions}
     for number in numbers:
         own, others = folds == number, (folds != number) & known
-        temperatures.append(calibration.fit_temperature(labels[others], raw[others], offsets))
-        within = calibration.with_temperature(raw, temperatures[-1], offsets)
+        temperature, offsets = calibration.fit(labels[others], raw[others], prior)
+        fitted.append([temperature, *offsets])
+        within = calibration.with_temperature(raw, temperature, offsets)
         scaled[own] = within[own]
         for question, classes in questions.items():
             scores, truth = within[:, classes].sum(axis=1), np.isin(labels, classes)
@@ -117,13 +120,15 @@ def decide_across(
             continue
         found = _judged(truth[known], scores[known], positive[question][known], lesions[known])
         points[question] = {"target_sensitivity": sensitivity, "threshold": threshold} | found
+    temperature, *offsets = np.mean(fitted, axis=0).tolist()
     facts = {
         "calibration": {
-            "temperature": float(np.mean(temperatures)),
-            "offsets": dict(zip(names, offsets.tolist(), strict=True)),
+            "temperature": temperature,
+            "offsets": dict(zip(names, offsets, strict=True)),
+            "prior": dict(zip(names, prior.tolist(), strict=True)),
             "folds": len(numbers),
             "before": _calibration(labels[known], raw[known], lesions[known]),
-            "after": _calibration(labels[known], scaled[known], lesions[known]),
+            "after": _calibration(labels[known], scaled[known], lesions[known], prior),
         },
         "operating_points": points,
     }
@@ -143,13 +148,19 @@ def _arrays(names: list[str], table: pd.DataFrame) -> tuple[np.ndarray, np.ndarr
 
 
 def _calibration(
-    labels: np.ndarray, probabilities: np.ndarray, lesions: np.ndarray
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    lesions: np.ndarray,
+    prior: np.ndarray | float = 0.0,
 ) -> dict[str, Any]:
-    return bootstrap.with_intervals(
-        lesions,
-        lambda weights: measures.calibration(weights, labels, probabilities),
-        biased=measures.BIASED,
-    )
+    """What probabilities are worth, and the answers that they give without the prior."""
+    answers = (np.log(np.clip(probabilities, calibration.SMALLEST, 1)) - prior).argmax(axis=1)
+
+    def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
+        by_answer = measures.by_answer(weights, labels, answers, probabilities.shape[1])
+        return measures.calibration(weights, labels, probabilities) | by_answer
+
+    return bootstrap.with_intervals(lesions, measure, biased=measures.BIASED)
 
 
 def _operating_point(

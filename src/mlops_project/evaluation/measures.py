@@ -71,6 +71,19 @@ def calibration(
     }
 
 
+def by_answer(
+    weights: np.ndarray, labels: np.ndarray, answers: np.ndarray, classes: int
+) -> dict[str, np.ndarray]:
+    """accuracy and balanced_accuracy, as of `overall`, of answers int [N]; float [R] each."""
+    right = answers == labels
+    found = [mean(weights, right, labels == k) for k in range(classes)]
+    everywhere = np.ones(len(labels), dtype=bool)
+    return {
+        "accuracy": mean(weights, right, everywhere),
+        "balanced_accuracy": _mean(np.stack(found)),
+    }
+
+
 def against_rest(
     weights: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, k: int
 ) -> dict[str, np.ndarray]:

@@ -149,12 +149,12 @@ def _calibrate(
 ) -> None:
     """Adds the decisions to the facts, and the calibrated probabilities to the table."""
     names = images.class_names
-    offsets = np.mean([model.log_prior(names) for model in models], axis=0)
-    decided, calibrated = decide(names, validation.labelled(), table, target_sensitivity, offsets)
+    prior = np.mean([model.log_prior(names) for model in models], axis=0)
+    decided, calibrated = decide(names, validation.labelled(), table, target_sensitivity, prior)
     facts |= decided
     facts["gaps"] += operating_points.undecided(decided)
     table[[f"calibrated_{name}" for name in names]] = calibrated
-    # The temperature of the model's own logits, for whoever uses it without this program
+    # Those of the model's own logits are stored, for whoever uses it without this program.
     known = decided.get("calibration")
     if known and known["validation_images"] < FEW_IMAGES:
         facts["gaps"].append(
@@ -167,7 +167,7 @@ def _calibrate(
             "split is too small, or its answers are all right or no better than chance"
         )
     elif known and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
-        calibration.store_temperature(
+        calibration.store(
             models[0].path,
             known["temperature"],
             known["offsets"],
@@ -176,10 +176,16 @@ def _calibrate(
         )
 
 
+def _folds(images: Images) -> np.ndarray:
+    """Which images are told by the same models, as numbers from 0, int64 [N]."""
+    return np.unique(images.asked, axis=1, return_inverse=True)[1].reshape(-1)
+
+
 def _is_cross_validation(images: Images, split: str) -> bool:
-    """Whether each image is told by one of several models, which is that of its fold."""
-    once = bool((images.asked.sum(axis=0) == 1).all())
-    return split == OUT_OF_FOLD and once and int(images.asked.any(axis=1).sum()) > 1
+    """Whether there are folds, and each model, or each of several models a fold, tells one."""
+    told, folds = np.unique(images.asked, axis=1), _folds(images)
+    once = bool((told.sum(axis=1) <= 1).all())
+    return split == OUT_OF_FOLD and once and folds.max(initial=0) > 0
 
 
 def _calibrate_across(
@@ -190,9 +196,9 @@ def _calibrate_across(
     target_sensitivity: float,
 ) -> None:
     """`_calibrate` for a cross-validation."""
-    names, folds = images.class_names, images.asked.argmax(axis=0)
-    offsets = np.mean([model.log_prior(names) for model in models], axis=0)
-    decided, calibrated = decide_across(names, table, folds, target_sensitivity, offsets)
+    names, folds = images.class_names, _folds(images)
+    prior = np.mean([model.log_prior(names) for model in models], axis=0)
+    decided, calibrated = decide_across(names, table, folds, target_sensitivity, prior)
     facts |= decided
     facts["gaps"] += operating_points.undecided(decided)
     table[[f"calibrated_{name}" for name in names]] = calibrated
@@ -201,7 +207,7 @@ def _calibrate_across(
 def _abstention(names: list[str], labelled: pd.DataFrame) -> dict[str, Any]:
     kind = "calibrated" if f"calibrated_{names[0]}" in labelled else "probability"
     probabilities = labelled[[f"{kind}_{name}" for name in names]].to_numpy(dtype=float)
-    # With offsets it need not be the largest of the calibrated ones: it is the answer that counts.
+    # It need not be the largest of the calibrated ones: it is the answer that counts.
     answers = pd.Index(names).get_indexer(pd.Index(labelled["y_pred"]))
     return abstention.judge(
         (labelled["y_pred"] != labelled["y_true"]).to_numpy(),

@@ -65,7 +65,6 @@ class LesionClassifier(pl.LightningModule):
         self.loss = loss
         self.images_per_step = images_per_step
         self.metadata = metadata
-        # Only whole batches of training are worth it: each other size would be compiled by itself.
         self.compiled = torch.compile(network.forward) if config.training.compile is True else None
         if self.compiled is not None:
             # Else compiled dropout would draw other numbers than that of the network as it is.
@@ -125,16 +124,16 @@ class LesionClassifier(pl.LightningModule):
         epoch = self.current_epoch
         if training:
             images = shrink(images, self.side)
-        prepared = self.augmentation(images, rows, epoch, training=training)
+        usual = training and self._is_usual(images)
+        prepared = self.augmentation(images, rows, epoch, training=training, usual=usual)
         targets = labels
         if training:
             prepared, targets = self.augmentation.mix(prepared, labels, rows, epoch)
         return prepared, targets, labels, rows
 
     def training_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
-        size = self.config.data.batch_size, self.config.data.image_size
-        whole = (len(batch[0]), batch[0].shape[-1]) == size
-        network = self.compiled if self.compiled is not None and whole else self.network
+        compiled = self.compiled if self._is_usual(batch[0]) else None
+        network = compiled if compiled is not None else self.network
         total, outputs = self._outputs(batch, network)
         # The mean over all images of the optimizer step, whatever batches and processes they come
         # in: Lightning divides by the number of batches, and DDP by that of the processes.
@@ -143,6 +142,11 @@ class LesionClassifier(pl.LightningModule):
         share = parts * self.trainer.world_size / images
         outputs["loss"] = total * share
         return outputs
+
+    def _is_usual(self, images: torch.Tensor) -> bool:
+        """Whether a batch has the shape that most have; only for that one is anything compiled."""
+        size = self.config.data.batch_size, self.config.data.image_size
+        return (len(images), images.shape[-1]) == size
 
     def validation_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
         return self._outputs(batch, self.network)[1]
@@ -177,7 +181,10 @@ class LesionClassifier(pl.LightningModule):
             backbone_factor=options.unfreeze_lr_factor,
             layer_decay=options.layer_decay,
         )
-        optimizer = build_optimizer(options.optimizer, groups)
+        # A fused step unscales float16's gradients itself, too late for who clips or looks at them.
+        looked_at = options.gradient_clip_val or options.precision.startswith("16")
+        fused = self.device.type == "cuda" and options.strategy != "fsdp" and not looked_at
+        optimizer = build_optimizer(options.optimizer, groups, fused=fused)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         timer = next((c for c in callbacks if isinstance(c, Timer)), None)
         self.time_used = time_share(timer) if timer else None
@@ -247,6 +254,7 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
             cutmix=config.data.cutmix * augment,
             num_classes=config.model.num_classes,
             channels_last=options.channels_last is True,
+            compiled=options.compile is True,
         ),
         loss=ClassificationLoss(
             options.loss,

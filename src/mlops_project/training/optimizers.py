@@ -18,6 +18,7 @@ from mlops_project.errors import InputError
 ONECYCLE_WARMUP = 0.3
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = 1e-4 / 25
+FUSED = ("adam", "adamw", "sgd")  # optimizers of PyTorch's that have a fused step
 
 
 def check_optimizer(name: str) -> None:
@@ -79,11 +80,21 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer timm makes of that name, with its defaults for all but rate and decay."""
+def build_optimizer(
+    name: str, groups: list[dict[str, Any]], *, fused: bool = False
+) -> torch.optim.Optimizer:
+    """The optimizer timm makes of that name, with its defaults for all but rate and decay.
+
+    Args:
+        name: as timm knows it.
+        groups: of `parameter_groups`.
+        fused: one kernel for a step, where the optimizer has it: the same numbers but for rounding.
+    """
     from timm.optim import create_optimizer_v2
 
-    return create_optimizer_v2(groups, opt=name.lower(), lr=groups[0]["lr"], weight_decay=0.0)
+    more: dict[str, Any] = {"fused": True} if fused and name.lower() in FUSED else {}
+    rate = groups[0]["lr"]
+    return create_optimizer_v2(groups, opt=name.lower(), lr=rate, weight_decay=0.0, **more)
 
 
 class Schedule(LRScheduler):

@@ -108,13 +108,13 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
         table.add_row(question, _shown(point["threshold"]), *cells)
     console.print(table)
     known = facts["calibration"]
-    before, after = (known[when]["ece"]["value"] for when in ("before", "after"))
-    prior = ""
-    if any(known["offsets"].values()):
-        prior = " and the frequencies of the training images"
+    changes = [
+        " -> ".join(f"{known[when][name]['value']:.3f}" for when in ("before", "after"))
+        for name in ("ece", "balanced_accuracy")
+    ]
     lines = [
-        f"calibration: temperature {known['temperature']:.2f}{prior}, ECE {before:.3f} -> "
-        f"{after:.3f}"
+        f"calibration: temperature {known['temperature']:.2f} and an offset for each class, "
+        f"ECE {changes[0]}, balanced accuracy of its answers {changes[1]}"
     ]
     for coverage, sets in facts.get("prediction_sets", {}).items():
         lines.append(
