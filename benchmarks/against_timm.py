@@ -7,7 +7,8 @@ augmentation (random resized crops, flips, colour jitter), label smoothing 0.1 a
 AdamW at 5e-4, one epoch of warm-up, batches of 32 and 192 px are chosen. Fold 0 of 5. Its epoch is
 that of the best accuracy, as the script has it, and in a second case that of the best balanced
 accuracy. PREDICTIONS is the predictions.csv of an evaluation of the same fold, which is then
-compared with it on the same resamples of lesions; timm's own are written to a folder that is named.
+compared with it on the same resamples of lesions; timm's own are kept in a folder that is named at
+the end.
 """
 
 from __future__ import annotations

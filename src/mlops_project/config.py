@@ -409,7 +409,8 @@ class TrainingConfig:
     )
     compile: Union[bool, str] = key(
         "auto",
-        "compile the network with torch.compile (auto: where it is faster and the run long enough)",
+        "compile the network, and on a GPU augmentation, with torch.compile (auto: where it is "
+        "faster and the run long enough)",
         choices=("auto", True, False),
     )
     enable_checkpointing: bool = key(

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from mlops_project.errors import InputError
-from mlops_project.evaluation.images import open_images, split_of_all
+from mlops_project.evaluation.images import Images, open_images, split_of_all
 from mlops_project.evaluation.inference import embed, predict
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.trained_model import load_model, load_models
@@ -75,6 +75,24 @@ def test_the_split_of_several_runs_is_that_of_the_one_that_saw_most() -> None:
     second = np.array(["test", "train", "val", "test", "test"], dtype=object)
     together = split_of_all(np.stack([first, second]))
     assert together.tolist() == ["train", "train", "val", "test", "unused"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "folds"),
+    [
+        ([[1, 0, 1], [0, 1, 0]], [1, 0, 1]),
+        ([[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 1, 0]], [1, 0, 1]),  # two models a fold
+        ([[1, 0, 1], [0, 1, 0], [1, 0, 1]], None),  # two for one fold, one for the other
+        ([[1, 1, 0], [0, 1, 1]], None),  # folds that overlap
+        ([[1, 1, 1], [1, 1, 1]], None),
+    ],
+)
+def test_folds_are_where_as_many_models_answer_for_each_and_for_no_other(
+    asked: list[list[int]], folds: list[int] | None
+) -> None:
+    images = Images(Path(), [], np.arange(3), np.array(asked, dtype=bool), ["a", "b"])
+    found = images.folds
+    assert (None if found is None else found.tolist()) == folds
 
 
 def test_out_of_fold_each_image_is_told_by_the_models_that_were_not_trained_on_it(

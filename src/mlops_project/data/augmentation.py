@@ -56,8 +56,8 @@ class BatchAugmentation(nn.Module):
             one of them by a coin.
         num_classes: K, for the class shares of mixed images.
         channels_last: memory format of what `forward` gives.
-        compiled: whether `forward` may compile what a GPU does with a batch: some fifteen passes
-            over the images' memory become two or three.
+        compiled: whether `forward` may compile what a GPU does with a batch, which then passes over
+            the images' memory fewer times.
     """
 
     scale: torch.Tensor
@@ -127,9 +127,9 @@ class BatchAugmentation(nn.Module):
         if moves or recolours or turns or erases:
             numbers = to_device(self._draw(draws.cpu().numpy(), epoch, size), images.device)
             matrices, factors, shifts, boxes = numbers.split((6, 3, 1, 4), dim=1)
-        work = self._compiled if usual and self._compiled is not None else self._on_device
-        if images.device.type == "cpu":
-            work = self._on_cpu
+        work = self._on_cpu if images.device.type == "cpu" else self._on_device
+        if usual and self._compiled is not None and images.device.type == "cuda":
+            work = self._compiled
         result = work(
             images,
             matrices.reshape(-1, 2, 3) if moves else None,

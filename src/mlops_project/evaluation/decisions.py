@@ -160,7 +160,8 @@ def _calibration(
         by_answer = measures.by_answer(weights, labels, answers, probabilities.shape[1])
         return measures.calibration(weights, labels, probabilities) | by_answer
 
-    return bootstrap.with_intervals(lesions, measure, biased=measures.BIASED)
+    shares = {"accuracy": np.ones(len(labels), dtype=bool)}
+    return bootstrap.with_intervals(lesions, measure, shares, measures.BIASED)
 
 
 def _operating_point(

@@ -53,6 +53,16 @@ class Images:
         """Class index of each image, int64 [N]; -1 where it has no diagnosis."""
         return self.data[0].labels[self.rows]
 
+    @property
+    def folds(self) -> np.ndarray | None:
+        """Which fold each image is of, int64 [N], from 0; None if this is no cross-validation.
+
+        In one, each model answers for one fold only, and as many of them for each.
+        """
+        told, folds = np.unique(self.asked, axis=1, return_inverse=True)
+        alone = (told.sum(axis=1) == 1).all() and len(set(told.sum(axis=0))) == 1
+        return folds.reshape(-1) if alone and told.shape[1] > 1 else None
+
     def pixels(self, positions: np.ndarray, model: int = 0) -> np.ndarray:
         """The images at these of the N positions as a model sees them, uint8 [M, 3, S, S]."""
         dataset = self.data[model].dataset(augment=False)

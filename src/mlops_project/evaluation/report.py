@@ -28,7 +28,7 @@ from mlops_project.evaluation import (
     subgroups,
 )
 from mlops_project.evaluation.decisions import decide, decide_across
-from mlops_project.evaluation.images import OUT_OF_FOLD, Images, open_images, reopen
+from mlops_project.evaluation.images import Images, open_images, reopen
 from mlops_project.evaluation.inference import Predictions, embed, predict
 from mlops_project.evaluation.presentation import terminal
 from mlops_project.evaluation.presentation.model_card import write_model_card
@@ -102,7 +102,7 @@ def evaluate(
         facts["subgroups"] = _subgroups(images.class_names, known, labelled)
     if validation is not None:
         _calibrate(facts, models, images, validation, table, target_sensitivity)
-    elif _is_cross_validation(images, split):
+    elif images.folds is not None:
         _calibrate_across(facts, models, images, table, target_sensitivity)
     if not labelled.empty:
         facts["abstention"] = _abstention(images.class_names, predictions.labelled())
@@ -158,7 +158,7 @@ def _calibrate(
     known = decided.get("calibration")
     if known and known["validation_images"] < FEW_IMAGES:
         facts["gaps"].append(
-            f"the temperature and the thresholds are those of {known['validation_images']} "
+            f"the calibration and the thresholds are those of {known['validation_images']} "
             "validation images: they are not to be relied on, and not stored"
         )
     elif known and calibration.at_the_end(known["temperature"]):
@@ -169,23 +169,10 @@ def _calibrate(
     elif known and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
         calibration.store(
             models[0].path,
-            known["temperature"],
-            known["offsets"],
+            {name: known[name] for name in ("temperature", "offsets", "prior")},
             models[0].epoch,
             known["validation_images"],
         )
-
-
-def _folds(images: Images) -> np.ndarray:
-    """Which images are told by the same models, as numbers from 0, int64 [N]."""
-    return np.unique(images.asked, axis=1, return_inverse=True)[1].reshape(-1)
-
-
-def _is_cross_validation(images: Images, split: str) -> bool:
-    """Whether there are folds, and each model, or each of several models a fold, tells one."""
-    told, folds = np.unique(images.asked, axis=1), _folds(images)
-    once = bool((told.sum(axis=1) <= 1).all())
-    return split == OUT_OF_FOLD and once and folds.max(initial=0) > 0
 
 
 def _calibrate_across(
@@ -196,7 +183,8 @@ def _calibrate_across(
     target_sensitivity: float,
 ) -> None:
     """`_calibrate` for a cross-validation."""
-    names, folds = images.class_names, _folds(images)
+    names, folds = images.class_names, images.folds
+    assert folds is not None
     prior = np.mean([model.log_prior(names) for model in models], axis=0)
     decided, calibrated = decide_across(names, table, folds, target_sensitivity, prior)
     facts |= decided
@@ -354,7 +342,7 @@ def _validation(
 ) -> tuple[Predictions | None, str]:
     """Predictions of the runs' own validation split, and what is missing of them."""
     missing = "no calibration, thresholds, prediction sets and out-of-distribution scores: "
-    if _is_cross_validation(images, split):
+    if images.folds is not None:
         return (
             None,
             "no prediction sets and out-of-distribution scores: all images are of folds",

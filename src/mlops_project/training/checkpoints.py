@@ -31,7 +31,7 @@ from mlops_project.training.folders import PREVIOUS
 ENTRY = "mlops_project"
 FORMAT = 2  # 1: no checksum, and not all that an exact resume needs
 LAST = "last.ckpt"
-CALIBRATION = ".calibration.json"  # ending of the file beside a checkpoint with its temperature
+CALIBRATION = ".calibration.json"  # ending of the file beside a checkpoint with how to calibrate it
 _MARK = b"mlops_project sha256 "
 _COMMENT = len(_MARK) + 64  # bytes
 

@@ -181,7 +181,8 @@ class LesionClassifier(pl.LightningModule):
             backbone_factor=options.unfreeze_lr_factor,
             layer_decay=options.layer_decay,
         )
-        # A fused step unscales float16's gradients itself, too late for who clips or looks at them.
+        # A fused step unscales float16's gradients itself, too late for who looks at them, and
+        # Lightning clips none before it; FSDP's has not been tried.
         looked_at = options.gradient_clip_val or options.precision.startswith("16")
         fused = self.device.type == "cuda" and options.strategy != "fsdp" and not looked_at
         optimizer = build_optimizer(options.optimizer, groups, fused=fused)

@@ -18,7 +18,7 @@ from mlops_project.errors import InputError
 ONECYCLE_WARMUP = 0.3
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = 1e-4 / 25
-FUSED = ("adam", "adamw", "sgd")  # optimizers of PyTorch's that have a fused step
+FUSED = ("adam", "adamw", "sgd")  # that can take a fused step
 
 
 def check_optimizer(name: str) -> None:
@@ -88,7 +88,8 @@ def build_optimizer(
     Args:
         name: as timm knows it.
         groups: of `parameter_groups`.
-        fused: one kernel for a step, where the optimizer has it: the same numbers but for rounding.
+        fused: one kernel for a step, if `FUSED`: the same numbers but for rounding. A checkpoint's
+            state brings its own choice along, so that a run goes on as it began.
     """
     from timm.optim import create_optimizer_v2
 

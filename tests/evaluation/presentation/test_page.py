@@ -207,6 +207,25 @@ def test_what_makes_the_numbers_mean_less_stands_at_the_top(
     assert "is unknown" in checked(write_page(facts, [], tmp_path, predictions)).text
 
 
+def test_a_calibration_says_what_it_takes_the_classes_for(example: Example, tmp_path: Path) -> None:
+    facts, predictions = example
+    words = "trained to take the classes for equally frequent"
+    plain = write_page(facts, [], tmp_path, predictions).read_text(encoding="utf-8")
+    assert words not in plain
+    names = facts["class_names"]
+    adjusted = {**facts["calibration"], "prior": dict.fromkeys(names, 0.5)}
+    path = write_page({**facts, "calibration": adjusted}, [], tmp_path, predictions)
+    text = " ".join(path.read_text(encoding="utf-8").split())
+    assert words in text
+    reached = [adjusted[when]["balanced_accuracy"]["value"] for when in ("after", "before")]
+    assert (
+        "equally frequent, reach a balanced accuracy of {:.3f}, those above {:.3f}.".format(
+            *reached
+        )
+        in text
+    )
+
+
 def test_a_dash_says_why_there_is_no_number(example: Example, tmp_path: Path) -> None:
     facts, predictions = example
     facts["per_class"]["df"] |= {"ppv": float("nan"), "auroc": None}

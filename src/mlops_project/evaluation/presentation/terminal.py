@@ -112,9 +112,10 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
         " -> ".join(f"{known[when][name]['value']:.3f}" for when in ("before", "after"))
         for name in ("ece", "balanced_accuracy")
     ]
+    equally = ", all classes equally frequent," if any(known["prior"].values()) else ""
     lines = [
         f"calibration: temperature {known['temperature']:.2f} and an offset for each class, "
-        f"ECE {changes[0]}, balanced accuracy of its answers {changes[1]}"
+        f"ECE {changes[0]}, balanced accuracy of its answers{equally} {changes[1]}"
     ]
     for coverage, sets in facts.get("prediction_sets", {}).items():
         lines.append(
