@@ -49,10 +49,6 @@ def evaluate(
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over quarter turns and mirror images.")
     ] = False,
-    calibrated: Annotated[
-        bool,
-        typer.Option("--calibrated", help="Measure the answers of the calibrated probabilities."),
-    ] = False,
     target_sensitivity: Annotated[
         float,
         typer.Option(help="Of thresholds, on validation.", min=0.01, max=1.0, metavar="SHARE"),
@@ -94,7 +90,6 @@ def evaluate(
         output,
         target_sensitivity,
         tta=tta,
-        calibrated=calibrated,
         exclude_leaked=exclude_leaked,
         compare_with=compare,
     )

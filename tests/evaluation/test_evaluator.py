@@ -83,27 +83,6 @@ def test_what_is_fitted_on_the_validation_split_is_judged_on_the_test_split(
     assert "calibration" not in json.loads((tmp_path / "val/metrics.json").read_text())
 
 
-def test_calibrated_answers_are_measured_where_they_are_asked_for(
-    checkpoint: Path, seven: Path, tmp_path: Path
-) -> None:
-    own = evaluate(seven, output=tmp_path / "own")
-    facts = evaluate(seven, calibrated=True, output=tmp_path / "calibrated")
-    assert facts["calibration"] == own["calibration"]
-    reached = facts["metrics"]["balanced_accuracy"]["value"]
-    assert reached == pytest.approx(own["calibration"]["after"]["balanced_accuracy"]["value"])
-    table = pd.read_csv(tmp_path / "calibrated/predictions.csv")
-    assert reached == pytest.approx(balanced_accuracy_score(table["y_true"], table["y_pred"]))
-    names = facts["class_names"]
-    prior = np.array([own["calibration"]["prior"][name] for name in names])
-    assert prior.any()
-    plain = np.log(table[[f"probability_{name}" for name in names]].to_numpy()) + prior
-    expected = np.log(table[[f"calibrated_{name}" for name in names]].to_numpy())
-    shifts = plain - expected
-    assert np.allclose(shifts, shifts.mean(axis=1, keepdims=True), atol=1e-3)
-    with pytest.raises(InputError, match=r"--calibrated: .*fitted on images that are evaluated"):
-        evaluate(seven, split="val", calibrated=True, output=tmp_path / "val")
-
-
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_the_split_is_the_runs_own(checkpoint: Path, split: str, tmp_path: Path) -> None:
     evaluate(checkpoint, split=split, output=tmp_path)

@@ -49,7 +49,6 @@ def evaluate(
     target_sensitivity: float = 0.9,
     *,
     tta: bool = False,
-    calibrated: bool = False,
     exclude_leaked: bool = False,
     compare_with: Path | None = None,
 ) -> dict[str, Any]:
@@ -62,7 +61,6 @@ def evaluate(
         output: folder to write to; None: reports/evaluation/<model>-version_N.
         target_sensitivity: that thresholds reach on the validation split.
         tta: average over turned and mirrored images.
-        calibrated: measure the answers of the calibrated probabilities, not the network's own.
         exclude_leaked: leave out what shows anything of the training split.
         compare_with: checkpoint of another model.
 
@@ -70,8 +68,7 @@ def evaluate(
         What metrics.json holds.
 
     Raises:
-        InputError: a checkpoint, the folder or the split cannot be used, or there is nothing to
-            calibrate by.
+        InputError: a checkpoint, the folder or the split cannot be used.
     """
     if not 0 < target_sensitivity <= 1:
         raise InputError(
@@ -88,20 +85,11 @@ def evaluate(
         why = error.strerror or type(error).__name__
         raise InputError(f"{folder}: cannot be made ({why})\nChoose another --output.") from error
     log.info("predicting %d images", len(images.rows))
-    facts = _facts(models, images, split, tta, calibrated) | {"leaks": audit}
-    validation, gap = _validation(models, images, split, tta)
-    if calibrated and validation is None and images.folds is None:
-        raise InputError(f"--calibrated: {gap}")
+    facts = _facts(models, images, split, tta) | {"leaks": audit}
     predictions = predict(models, images, tta=tta)
+    validation, gap = _validation(models, images, split, tta)
     facts["gaps"] += [gap] if gap else []
-    table, own = predictions.table, predictions.labelled()
-    if validation is not None:
-        _calibrate(facts, models, images, validation, table, target_sensitivity)
-    elif images.folds is not None:
-        _calibrate_across(facts, models, images, table, target_sensitivity)
-    if calibrated:
-        _answer_calibrated(images.class_names, table, _prior(models, images.class_names))
-    labelled = predictions.labelled()
+    table, labelled = predictions.table, predictions.labelled()
     if len(labelled) < len(table):
         gap = f"{len(table) - len(labelled)} images have no diagnosis (column dx): not measured"
         if labelled.empty:
@@ -112,13 +100,18 @@ def evaluate(
         facts["gaps"] += evaluator.unmeasured(facts)
         known = images.table[(table["y_true"] != "").to_numpy()].reset_index(drop=True)
         facts["subgroups"] = _subgroups(images.class_names, known, labelled)
-        facts["abstention"] = _abstention(images.class_names, labelled)
+    if validation is not None:
+        _calibrate(facts, models, images, validation, table, target_sensitivity)
+    elif images.folds is not None:
+        _calibrate_across(facts, models, images, table, target_sensitivity)
+    if not labelled.empty:
+        facts["abstention"] = _abstention(images.class_names, predictions.labelled())
     written = _write(folder, facts, table)  # whatever may fail below
     if validation is not None:
         unlike = _out_of_distribution(models, images, predictions, validation)
         _add(facts, "out_of_distribution", unlike)
     if other is not None:
-        _compare(facts, other, images, own)
+        _compare(facts, other, images, predictions)
     _explain(facts, models, images, labelled, folder)
     _write(folder, facts, table)
     pictures = draw_pictures(facts, table, folder)
@@ -156,7 +149,7 @@ def _calibrate(
 ) -> None:
     """Adds the decisions to the facts, and the calibrated probabilities to the table."""
     names = images.class_names
-    prior = _prior(models, names)
+    prior = np.mean([model.log_prior(names) for model in models], axis=0)
     decided, calibrated = decide(names, validation.labelled(), table, target_sensitivity, prior)
     facts |= decided
     facts["gaps"] += operating_points.undecided(decided)
@@ -192,23 +185,11 @@ def _calibrate_across(
     """`_calibrate` for a cross-validation."""
     names, folds = images.class_names, images.folds
     assert folds is not None
-    prior = _prior(models, names)
+    prior = np.mean([model.log_prior(names) for model in models], axis=0)
     decided, calibrated = decide_across(names, table, folds, target_sensitivity, prior)
     facts |= decided
     facts["gaps"] += operating_points.undecided(decided)
     table[[f"calibrated_{name}" for name in names]] = calibrated
-
-
-def _prior(models: Sequence[TrainedModel], names: list[str]) -> np.ndarray:
-    return np.mean([model.log_prior(names) for model in models], axis=0)
-
-
-def _answer_calibrated(names: list[str], table: pd.DataFrame, prior: np.ndarray) -> None:
-    """Puts calibrated probabilities, without the prior, in the place of the network's own."""
-    calibrated = table[[f"calibrated_{name}" for name in names]].to_numpy(dtype=float)
-    answers = calibration.with_temperature(calibrated, 1.0, -prior)
-    table[[f"probability_{name}" for name in names]] = answers.astype(np.float32)
-    table["y_pred"] = np.array(names, dtype=object)[answers.argmax(axis=1)]
 
 
 def _abstention(names: list[str], labelled: pd.DataFrame) -> dict[str, Any]:
@@ -227,9 +208,9 @@ def _compare(
     facts: dict[str, Any],
     other: Sequence[TrainedModel],
     images: Images,
-    own: pd.DataFrame,
+    predictions: Predictions,
 ) -> None:
-    """Adds the differences to another model, each by its own answers, or why there are none."""
+    """Adds the differences to another model, or why there are none."""
     second = predict(other, reopen(images, other), tta=facts["tta"])
     audit = leaks.audit(
         [other[0].facts["split"]],
@@ -240,7 +221,7 @@ def _compare(
     try:
         found = comparison.compare(
             images.class_names,
-            own,
+            predictions.labelled(),
             second.labelled(),
             str(other[0].path),
             trained_on={*audit["leaked_images"], *facts["leaks"]["leaked_images"]},
@@ -326,9 +307,7 @@ def default_output(models: Sequence[TrainedModel]) -> Path:
     return Path("reports/evaluation") / (f"{name}-and-{more}-more" if more else name)
 
 
-def _facts(
-    models: Sequence[TrainedModel], images: Images, split: str, tta: bool, calibrated: bool
-) -> dict[str, Any]:
+def _facts(models: Sequence[TrainedModel], images: Images, split: str, tta: bool) -> dict[str, Any]:
     """What is known before anything is predicted."""
     first = models[0]
     return {
@@ -343,7 +322,6 @@ def _facts(
         "epoch": first.epoch,
         "weights": first.facts["weights"],
         "tta": tta,
-        "answers": "calibrated" if calibrated else "network",
         "synthetic": images.data[0].synthetic or any(m.facts["synthetic"] for m in models),
         "settings": first.facts["config"],
         "n_images": len(images.rows),

@@ -74,7 +74,6 @@ def make_facts(
         "data_dir": "data/ham10000",
         "split": "test",
         "tta": False,
-        "answers": "network",
         "synthetic": False,
         "split_hash": "816bfc68a1c88bd9",
         "settings": SETTINGS,

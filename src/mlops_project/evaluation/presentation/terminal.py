@@ -32,8 +32,7 @@ def show(facts: dict[str, Any], written: list[Path]) -> None:
     images, lesions = facts["n_images"], facts["n_lesions"]
     count = f"{images} image{'s' * (images != 1)}, {lesions} lesion{'s' * (lesions != 1)}"
     views = ", test-time augmentation" if facts["tta"] else ""
-    answers = ", calibrated answers" if facts["answers"] == "calibrated" else ""
-    title = f"{facts['model']}, {facts['split']}{views}{answers}{note}\n{count}"
+    title = f"{facts['model']}, {facts['split']}{views}{note}\n{count}"
     if "metrics" in facts:
         _show_metrics(console, facts, title)
         _show_decisions(console, facts)
