@@ -82,6 +82,7 @@ def test_the_split_of_several_runs_is_that_of_the_one_that_saw_most() -> None:
     [
         ([[1, 0, 1], [0, 1, 0]], [1, 0, 1]),
         ([[1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 1, 0]], [1, 0, 1]),  # two models a fold
+        ([[1, 0, 1], [0, 0, 0], [0, 1, 0]], [1, 0, 1]),  # no image of the second's fold is here
         ([[1, 0, 1], [0, 1, 0], [1, 0, 1]], None),  # two for one fold, one for the other
         ([[1, 1, 0], [0, 1, 1]], None),  # folds that overlap
         ([[1, 1, 1], [1, 1, 1]], None),

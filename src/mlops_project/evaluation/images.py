@@ -57,9 +57,11 @@ class Images:
     def folds(self) -> np.ndarray | None:
         """Which fold each image is of, int64 [N], from 0; None if this is no cross-validation.
 
-        In one, each model answers for one fold only, and as many of them for each.
+        In one, each model answers for one fold only (or for none of these images), and as many of
+        them for each.
         """
         told, folds = np.unique(self.asked, axis=1, return_inverse=True)
+        told = told[told.any(axis=1)]
         alone = (told.sum(axis=1) == 1).all() and len(set(told.sum(axis=0))) == 1
         return folds.reshape(-1) if alone and told.shape[1] > 1 else None
 

@@ -219,7 +219,7 @@ def test_a_calibration_says_what_it_takes_the_classes_for(example: Example, tmp_
     assert words in text
     reached = [adjusted[when]["balanced_accuracy"]["value"] for when in ("after", "before")]
     assert (
-        "equally frequent, reach a balanced accuracy of {:.3f}, those above {:.3f}.".format(
+        "equally frequent, reach a balanced accuracy of {:.3f}, the network's own {:.3f}.".format(
             *reached
         )
         in text
