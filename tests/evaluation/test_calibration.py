@@ -41,7 +41,7 @@ def ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.5])
 def test_the_fitted_temperature_is_the_one_that_was_put_in(sharpness: float) -> None:
     labels, probabilities = sample(0, 4000, sharpness)
-    temperature, offsets = calibration.fit(labels, probabilities)
+    temperature, offsets = calibration.fit(labels, probabilities, np.zeros(5))
     assert temperature == pytest.approx(sharpness, rel=0.1)
     assert np.abs(offsets).max() < 0.25
     held_out, raw = sample(1, 4000, sharpness)
@@ -177,7 +177,7 @@ def test_one_image_fits_nothing_and_a_certain_one_breaks_nothing() -> None:
     assert temperature == 1
     assert offsets.tolist() == [0.1, -0.1]
     certain = np.array([[1.0, 0.0], [0.0, 1.0]])
-    temperature, offsets = calibration.fit(np.array([1, 0]), certain)
+    temperature, offsets = calibration.fit(np.array([1, 0]), certain, np.zeros(2))
     assert np.isfinite([temperature, *offsets]).all()
 
 

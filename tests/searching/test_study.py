@@ -397,9 +397,7 @@ def test_a_search_goes_on_only_with_what_can_be_compared(
 def test_what_is_shown_in_a_terminal_and_in_a_pipe(
     write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(
-        "TERM", "xterm"
-    )  # a dumb one, as some test machines have, is shown no display
+    monkeypatch.setenv("TERM", "xterm")  # a dumb terminal is shown no display
     study = open_study(write_sweep(), f"sqlite:///{tmp_path / 'study.db'}")
     terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
     pipe = Console(file=io.StringIO(), width=100)

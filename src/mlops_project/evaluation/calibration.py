@@ -23,7 +23,7 @@ SPREAD = 0.5
 
 
 def fit(
-    labels: np.ndarray, probabilities: np.ndarray, prior: np.ndarray | None = None
+    labels: np.ndarray, probabilities: np.ndarray, prior: np.ndarray
 ) -> tuple[float, np.ndarray]:
     """A temperature and an offset for each class, as `with_temperature` takes them.
 
@@ -34,16 +34,15 @@ def fit(
     Args:
         labels: int64 [N], of validation images.
         probabilities: float [N, K], of a softmax.
-        prior: of `TrainedModel.log_prior`, float [K]; None: 0.
+        prior: of `TrainedModel.log_prior`, float [K].
 
     Returns:
         Temperature, and offsets float [K], which hold the prior; 1 and the prior where there is
         nothing to fit, as with a single image.
     """
     from scipy.optimize import minimize
-    from scipy.special import logsumexp
+    from scipy.special import log_softmax
 
-    prior = np.zeros(probabilities.shape[1]) if prior is None else np.asarray(prior, dtype=float)
     if len(labels) < 2:
         return 1.0, prior
     logits = np.log(np.clip(probabilities, SMALLEST, 1))
@@ -52,8 +51,7 @@ def fit(
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """The sum over images with the penalty, and its gradient."""
         sharpness, shift = math.exp(-parameters[0]), parameters[1:]
-        scaled = logits * sharpness + prior + shift
-        log_p = scaled - logsumexp(scaled, axis=1, keepdims=True)
+        log_p = log_softmax(logits * sharpness + prior + shift, axis=1)
         wrong = np.exp(log_p) - truth
         slope = [-sharpness * (wrong * logits).sum(), *(wrong.sum(axis=0) + shift / SPREAD**2)]
         return -(truth * log_p).sum() + (shift**2).sum() / (2 * SPREAD**2), np.array(slope)

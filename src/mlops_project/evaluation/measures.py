@@ -38,13 +38,9 @@ def overall(
         log_loss, ece and class_wise_ece (Kull et al., 2019; equal bins).
     """
     classes = probabilities.shape[1]
-    total = weights.sum(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
     f1 = np.stack([e["f1_score"] for e in each])
     ranked = {n: np.stack([e[n] for e in each]) for n in ("auroc", "average_precision")}
-    result = {
-        "accuracy": weights @ correct / total,
-        "balanced_accuracy": _mean(np.stack([e["sensitivity"] for e in each])),
+    result = by_answer(weights, labels, probabilities.argmax(axis=1), classes) | {
         "f1_score": np.nan_to_num(f1[1]) if classes == 2 else _mean(f1),
         "macro_f1": _mean(f1),
     }
@@ -74,7 +70,7 @@ def calibration(
 def by_answer(
     weights: np.ndarray, labels: np.ndarray, answers: np.ndarray, classes: int
 ) -> dict[str, np.ndarray]:
-    """accuracy and balanced_accuracy, as of `overall`, of answers int [N]; float [R] each."""
+    """accuracy and balanced_accuracy of answers int [N], out of so many classes; float [R] each."""
     right = answers == labels
     found = [mean(weights, right, labels == k) for k in range(classes)]
     everywhere = np.ones(len(labels), dtype=bool)

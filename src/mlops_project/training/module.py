@@ -132,8 +132,8 @@ class LesionClassifier(pl.LightningModule):
         return prepared, targets, labels, rows
 
     def training_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
-        compiled = self.compiled if self._is_usual(batch[0]) else None
-        network = compiled if compiled is not None else self.network
+        usual = self._is_usual(batch[0])
+        network = self.compiled if self.compiled is not None and usual else self.network
         total, outputs = self._outputs(batch, network)
         # The mean over all images of the optimizer step, whatever batches and processes they come
         # in: Lightning divides by the number of batches, and DDP by that of the processes.
@@ -181,11 +181,7 @@ class LesionClassifier(pl.LightningModule):
             backbone_factor=options.unfreeze_lr_factor,
             layer_decay=options.layer_decay,
         )
-        # A fused step unscales float16's gradients itself, too late for who looks at them, and
-        # Lightning clips none before it; FSDP's has not been tried.
-        looked_at = options.gradient_clip_val or options.precision.startswith("16")
-        fused = self.device.type == "cuda" and options.strategy != "fsdp" and not looked_at
-        optimizer = build_optimizer(options.optimizer, groups, fused=fused)
+        optimizer = build_optimizer(options.optimizer, groups)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         timer = next((c for c in callbacks if isinstance(c, Timer)), None)
         self.time_used = time_share(timer) if timer else None

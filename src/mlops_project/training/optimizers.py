@@ -18,7 +18,6 @@ from mlops_project.errors import InputError
 ONECYCLE_WARMUP = 0.3
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = 1e-4 / 25
-FUSED = ("adam", "adamw", "sgd")  # that can take a fused step
 
 
 def check_optimizer(name: str) -> None:
@@ -80,22 +79,11 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(
-    name: str, groups: list[dict[str, Any]], *, fused: bool = False
-) -> torch.optim.Optimizer:
-    """The optimizer timm makes of that name, with its defaults for all but rate and decay.
-
-    Args:
-        name: as timm knows it.
-        groups: of `parameter_groups`.
-        fused: one kernel for a step, if `FUSED`: the same numbers but for rounding. A checkpoint's
-            state brings its own choice along, so that a run goes on as it began.
-    """
+def build_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer timm makes of that name, with its defaults for all but rate and decay."""
     from timm.optim import create_optimizer_v2
 
-    more: dict[str, Any] = {"fused": True} if fused and name.lower() in FUSED else {}
-    rate = groups[0]["lr"]
-    return create_optimizer_v2(groups, opt=name.lower(), lr=rate, weight_decay=0.0, **more)
+    return create_optimizer_v2(groups, opt=name.lower(), lr=groups[0]["lr"], weight_decay=0.0)
 
 
 class Schedule(LRScheduler):
