@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_project.files import atomic_write
+from mlops_project.files import atomic_write, link_or_copy
 
 
 def run_while_writing(body: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -105,3 +105,13 @@ def test_the_file_may_be_read_by_whom_the_user_allows(mask: int, mode: int, tmp_
     finally:
         os.umask(before)
     assert (tmp_path / "table.csv").stat().st_mode & 0o777 == mode
+
+
+def test_a_second_name_takes_another_s_place_and_leaves_nothing_else(tmp_path: Path) -> None:
+    old, new, name = tmp_path / "old", tmp_path / "new", tmp_path / "name"
+    old.write_text("old")
+    new.write_text("new")
+    for source in (old, new, new):  # at last they are two names of one file already
+        link_or_copy(source, name)
+        assert name.read_text() == source.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["name", "new", "old"]

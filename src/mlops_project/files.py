@@ -50,9 +50,9 @@ def link_or_copy(source: Path, target: Path) -> None:
         except OSError:
             shutil.copyfile(source, temporary)
         os.replace(temporary, target)
-    except BaseException:
+    finally:
+        # Also after success: between two names of one file POSIX's rename does nothing.
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def sync_folder(folder: Path) -> None:

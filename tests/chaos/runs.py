@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -248,7 +249,9 @@ class Round:
         if os.path.ismount(self.folder):
             ballast = self.folder / "ballast"
             free = shutil.disk_usage(self.folder).free
-            ballast.write_bytes(bytes(max(0, free - self.random.randrange(60_000))))
+            # The run may write meanwhile, so that this, too, ends with a full disk.
+            with contextlib.suppress(OSError):
+                ballast.write_bytes(bytes(max(0, free - self.random.randrange(60_000))))
         else:
             limit = self.random.randrange(60_000)
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
