@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from mlops_project import settings
 from mlops_project.models.build import build_model, freeze, head
 from mlops_project.training.allocator import keep_freed_memory
+from mlops_project.training.optimizers import build_optimizer
 from mlops_project.training.presets import choose_presets, device_type
 from mlops_project.training.trainer import lightning_precision
 
@@ -87,7 +88,10 @@ def serve(pipe: Connection, name: str, size: int, case: str) -> None:
         in_head = {id(p) for p in head(network).parameters()}
         freeze(network, [p for p in network.parameters() if id(p) not in in_head])
     run = torch.compile(network.forward) if case == COMPILED else network
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], 1e-4)
+    learning = [p for p in network.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(learning, 1e-4)
+    if case != PLAIN:
+        optimizer = build_optimizer("adamw", [{"params": learning, "lr": 1e-4}])
     images = torch.randn(BATCH, 3, size, size).to(device=device, memory_format=layout)
     labels = torch.randint(0, 2, (BATCH,), device=device)
     pipe.send(f"{options.precision}, channels {'last' if options.channels_last else 'first'}")

@@ -116,6 +116,41 @@ def test_an_optimizer_keeps_its_groups_rates_and_decays_and_learns(name: str) ->
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_its_steps_are_those_of_pytorch_s_plain_one(name: str) -> None:
+    networks = []
+    for plain in (False, True):
+        torch.manual_seed(0)
+        network = BaselineCNN(2, channels=(4,), dropout_rate=0)
+        groups = parameter_groups(stages(network), learning_rate=0.01, weight_decay=0.1)
+        optimizer = build_optimizer(name, groups)
+        if plain:
+            more = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+            kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+            optimizer = kind[name](groups, foreach=False, **more)
+        for _ in range(20):
+            optimizer.zero_grad()
+            F.cross_entropy(network(torch.rand(8, 3, 8, 8)), torch.arange(8) % 2).backward()
+            optimizer.step()
+        networks.append(network)
+    torch.testing.assert_close(networks[0].state_dict(), networks[1].state_dict())
+
+
+def test_gradients_of_a_scaled_loss_are_unscaled_before_they_are_clipped() -> None:
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = build_optimizer("adamw", [{"params": [weight], "lr": RATE}])
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(weight.sum()).backward()
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_([weight], 1.0)
+    scaler.step(optimizer)
+
+    assert norm.item() == pytest.approx(2.0)
+    assert weight.grad is not None
+    assert weight.grad.norm().item() == pytest.approx(1.0)
+    assert not torch.equal(weight, torch.ones(2, 2))
+
+
 @pytest.mark.parametrize(("typed", "meant"), [("adamm", "adam"), ("SDG", "sgd"), ("lionn", "lion")])
 def test_an_unknown_optimizer_is_refused_with_close_names(typed: str, meant: str) -> None:
     with pytest.raises(InputError, match=f"training.optimizer={typed}.*did you mean.*{meant}") as e:

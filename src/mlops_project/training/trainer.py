@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -99,6 +100,10 @@ def build_trainer(
         enable_model_summary=False,
         enable_progress_bar=bar is not None,
     )
+    if not torch.cuda.is_available():
+        # Adam asks in each step whether there is a GPU, and Lightning has PyTorch find out in a way
+        # that leaves processes free to fork, but takes 0.1 ms. Without one there is no such danger.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     # Of several processes each would wait for its GPU in each step, to ask the first one whether it
     # was told to end; `Checkpoints` asks that without waiting.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
