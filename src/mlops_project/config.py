@@ -189,6 +189,7 @@ class DataConfig:
     augment: bool = key(True, "augment the training images (false switches all of it off)")
     horizontal_flip: float = key(0.5, "probability of a left-right flip", minimum=0, maximum=1)
     vertical_flip: float = key(0.5, "probability of an up-down flip", minimum=0, maximum=1)
+    transpose: float = key(0.0, "probability of exchanging rows and columns", minimum=0, maximum=1)
     rotation_degrees: float = key(
         15.0, "rotation by an angle from minus to plus this", unit="degrees", minimum=0, maximum=180
     )

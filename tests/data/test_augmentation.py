@@ -32,7 +32,7 @@ def frequency(hits: np.ndarray, probability: float) -> None:
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 0.5, 1.0])
-@pytest.mark.parametrize("axis", ["horizontal_flip", "vertical_flip"])
+@pytest.mark.parametrize("axis", ["horizontal_flip", "vertical_flip", "transpose"])
 def test_flips_happen_as_often_as_set_and_change_nothing_else(
     axis: str, probability: float
 ) -> None:
@@ -40,8 +40,12 @@ def test_flips_happen_as_often_as_set_and_change_nothing_else(
     draws = np.arange(DRAWS)
     chance: dict[str, Any] = {axis: probability}
     batch = cut(image, places(np.zeros(DRAWS, int), 0, draws=draws, **chance), 8).numpy()
-    flipped = image[..., ::-1] if axis == "horizontal_flip" else image[..., ::-1, :]
-    hits = (batch == flipped).all(axis=(1, 2, 3))
+    flipped = {
+        "horizontal_flip": image[..., ::-1],
+        "vertical_flip": image[..., ::-1, :],
+        "transpose": image.swapaxes(2, 3),
+    }
+    hits = (batch == flipped[axis]).all(axis=(1, 2, 3))
     assert (hits | (batch == image).all(axis=(1, 2, 3))).all()
     frequency(hits, probability)
 

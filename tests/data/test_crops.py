@@ -31,13 +31,17 @@ def test_a_device_cuts_what_the_host_cuts(
         epoch=3,
         horizontal_flip=flip,
         vertical_flip=0.5,
+        transpose=0.5,
     )
     host = cut(images, where, size)
     there = torch.from_numpy(where)
     device = cut_on_device(torch.from_numpy(images), there[:, 0], there, size)
     assert torch.equal(host, device)
-    for image, (row, top, left, upside_down, mirrored) in zip(host, where.tolist(), strict=True):
+    for image, (row, top, left, exchanged, upside_down, mirrored) in zip(
+        host, where.tolist(), strict=True
+    ):
         expected = images[row, :, top : top + size, left : left + size]
+        expected = expected.swapaxes(1, 2) if exchanged else expected
         expected = expected[:, ::-1] if upside_down else expected
         expected = expected[:, :, ::-1] if mirrored else expected
         assert np.array_equal(image, expected)

@@ -197,8 +197,8 @@ class HAM10000DataModule(pl.LightningDataModule):
     def dataset(self, *, augment: bool, places_only: bool = False) -> DecodedImages:
         """The images behind the batches; with `augment`, randomly cropped and flipped."""
         assert self._images is not None, "call setup() first"
-        across, down = self.settings.horizontal_flip, self.settings.vertical_flip
-        random = {"seed": self.seed, "horizontal_flip": across, "vertical_flip": down}
+        names = ("horizontal_flip", "vertical_flip", "transpose")
+        random = {"seed": self.seed, **{name: getattr(self.settings, name) for name in names}}
         return DecodedImages(
             self._images,
             self.labels,

@@ -35,7 +35,7 @@ class DeviceImages:
         self.position = torch.from_numpy(position).to(device)
 
     def cut(self, where: torch.Tensor, size: int) -> torch.Tensor:
-        """Crops of side `size` at `crops.places` int64 [B, 5], which are on the device too."""
+        """Crops of side `size` at `crops.places` int64 [B, 6], which are on the device too."""
         return cut_on_device(self.images, self.position[where[:, 0]], where, size)
 
 
