@@ -1,10 +1,11 @@
-"""A whole epoch, training and validation: ours against plain Lightning with the usual pipeline.
+"""A whole epoch, training and validation: ours against plain Lightning, and a loop around timm's.
 
 uv run python benchmarks/end_to_end.py [DATA_DIR [SHARE]]
 
-The peer is the same network in float32, with images decoded by PIL and augmented by torchvision in
-two workers, and torchmetrics' accuracy in each step, as in most Lightning templates. Both see the
-same images of DATA_DIR (or of synthetic data), SHARE of them; the cache is built before.
+The peers are the same network in float32. Plain Lightning has images decoded by PIL and augmented
+by torchvision in two workers, and torchmetrics' accuracy in each step, as most of its templates;
+the other is a bare loop over `timm.data.create_loader`, with two workers too. All see the same
+images of DATA_DIR (or of synthetic data), SHARE of them; our cache is built before.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torchmetrics
-from measure import Files, report, rows
+from measure import Files, report, rows, timms_loader
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -31,8 +32,10 @@ from torchvision import transforms
 from mlops_project import settings
 from mlops_project.data.demo import generate
 from mlops_project.models.build import IMAGENET_MEAN, IMAGENET_STD, build_model
+from mlops_project.training.presets import device_type
 from mlops_project.training.run import open_data, train
 
+WORKERS = 2
 EPOCHS = 3  # of each run; the first one is not counted
 ROUNDS = 2
 
@@ -91,22 +94,50 @@ def main() -> None:
         data = open_data(settings.load(arguments))
         data.setup("fit")  # builds the cache
         images = int(np.isin(data.split, ["train", "val"]).sum())
-        names = f"plain Lightning, {size} px", f"ours, {size} px"
+        names = f"plain Lightning, {size} px", f"timm's loader, {size} px", f"ours, {size} px"
         times: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(ROUNDS):
             result = train(settings.load(arguments))
             assert result.folder is not None
             ours = pd.read_csv(result.folder / "speed.csv")["epoch_seconds"].iloc[1:]
-            for name, seconds in zip(names, (peer(data, size), ours.tolist()), strict=True):
-                times[name].append(float(np.median(seconds)) / images * 1e6)
-        table += rows(times, {names[1]: names[0]})
+            seconds = (peer(data, size), timms_epochs(data, size), ours.tolist())
+            for name, measured in zip(names, seconds, strict=True):
+                times[name].append(float(np.median(measured)) / images * 1e6)
+        table += rows(times, {names[2]: names[0]})
+        table += rows(times, {names[2]: names[1]})[2:]
     words = " ".join(["DATA_DIR", share] if len(sys.argv) > 1 else [])
     command = f"uv run python benchmarks/end_to_end.py {words}".strip()
     report("end_to_end", table, command, unit="an image of an epoch")
 
 
+def timms_epochs(data: Any, size: int) -> list[float]:
+    """Seconds of each epoch but the first, in a bare loop over timm's loader."""
+    config = settings.load(["model=baseline_cnn"])
+    device = device_type(config.training)
+    network = build_model(config.model, size).network.to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    train_images, val_images = (
+        timms_loader(data, split, size, 32, WORKERS, device) for split in ("train", "val")
+    )
+    seconds = []
+    for _ in range(EPOCHS):
+        began = time.perf_counter()
+        network.train()
+        for images, labels in train_images:
+            optimizer.zero_grad()
+            F.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+        network.eval()
+        right = 0
+        with torch.no_grad():
+            for images, labels in val_images:
+                right += int((network(images).argmax(1) == labels).sum())
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
 def peer(data: Any, size: int) -> list[float]:
-    """Seconds of each epoch but the first."""
+    """Seconds of each epoch but the first, of plain Lightning."""
     side = round(size / 0.875)
     last = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     resize = [transforms.Resize(side), transforms.CenterCrop(side)]
@@ -120,8 +151,9 @@ def peer(data: Any, size: int) -> list[float]:
         part = data.rows_of(split)
         transform = transforms.Compose([*resize, *chosen, *last])
         files = Files(data.table.iloc[part], data.labels[part], transform)
+        shuffled = split == "train"
         loaders.append(
-            DataLoader(files, 32, shuffle=split == "train", num_workers=2, persistent_workers=True)
+            DataLoader(files, 32, shuffled, num_workers=WORKERS, persistent_workers=True)
         )
     config = settings.load(["model=baseline_cnn"])
     module = Plain(build_model(config.model, size).network)

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import timm
-import timm.data
 import torch
-from measure import Files, report, rows
+from measure import report, rows, timms_loader
 from torch.nn import functional as F
 
 from mlops_project import settings
@@ -76,17 +75,7 @@ def main() -> None:
 
 def timms_rate(data: Any) -> float:
     """Images a second of the last epochs."""
-    train = data.rows_of("train")
-    loader = timm.data.create_loader(
-        Files(data.table.iloc[train], data.labels[train]),
-        input_size=(3, 224, 224),
-        batch_size=BATCH,
-        is_training=True,
-        vflip=0.5,
-        color_jitter=0.1,
-        num_workers=os.cpu_count() or 1,
-        device=torch.device("cuda"),
-    )
+    loader = timms_loader(data, "train", 224, BATCH, os.cpu_count() or 1, "cuda")
     network = timm.create_model("efficientnet_b0", num_classes=2).cuda()
     network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)

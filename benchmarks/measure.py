@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import timm.data
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -47,6 +49,30 @@ class Files(Dataset):
         data = read_bytes(self.paths[index], self.members[index])
         image = Image.open(io.BytesIO(data)).convert("RGB")
         return self.transform(image) if self.transform else image, int(self.labels[index])
+
+
+def timms_loader(data: Any, split: str, size: int, batch: int, workers: int, device: str) -> Any:
+    """timm's loader of a split, augmented for training, normalised on the device.
+
+    Args:
+        data: a data module that is set up.
+        split: "train", whose images are cropped, flipped and jittered, or another.
+        size: of the images, pixels.
+        batch: images at a time.
+        workers: processes that decode.
+        device: "cuda" or "cpu".
+    """
+    chosen = data.rows_of(split)
+    training = split == "train"
+    return timm.data.create_loader(
+        Files(data.table.iloc[chosen], data.labels[chosen]),
+        input_size=(3, size, size),
+        batch_size=batch,
+        is_training=training,
+        **({"vflip": 0.5, "color_jitter": 0.1} if training else {}),
+        num_workers=workers,
+        device=torch.device(device),
+    )
 
 
 def interleave(
