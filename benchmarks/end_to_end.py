@@ -104,7 +104,7 @@ def main() -> None:
             for name, measured in zip(names, seconds, strict=True):
                 times[name].append(float(np.median(measured)) / images * 1e6)
         table += rows(times, {names[2]: names[0]})
-        table += rows(times, {names[2]: names[1]})[2:]
+        table += rows({n: times[n] for n in names[1:]}, {names[2]: names[1]})[1:]
     words = " ".join(["DATA_DIR", share] if len(sys.argv) > 1 else [])
     command = f"uv run python benchmarks/end_to_end.py {words}".strip()
     report("end_to_end", table, command, unit="an image of an epoch")
@@ -121,9 +121,10 @@ def timms_epochs(data: Any, size: int) -> list[float]:
     )
     seconds = []
     for _ in range(EPOCHS):
-        began = time.perf_counter()
+        began, seen = time.perf_counter(), 0
         network.train()
         for images, labels in train_images:
+            seen += len(labels)
             optimizer.zero_grad()
             F.cross_entropy(network(images), labels).backward()
             optimizer.step()
@@ -131,8 +132,11 @@ def timms_epochs(data: Any, size: int) -> list[float]:
         right = 0
         with torch.no_grad():
             for images, labels in val_images:
+                seen += len(labels)
                 right += int((network(images).argmax(1) == labels).sum())
-        seconds.append(time.perf_counter() - began)
+        # Its loader leaves out the last training images, where they fill no batch.
+        share = seen / np.isin(data.split, ["train", "val"]).sum()
+        seconds.append((time.perf_counter() - began) / share)
     return seconds[1:]
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import timm.data
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -62,6 +61,8 @@ def timms_loader(data: Any, split: str, size: int, batch: int, workers: int, dev
         workers: processes that decode.
         device: "cuda" or "cpu".
     """
+    import timm.data
+
     chosen = data.rows_of(split)
     training = split == "train"
     return timm.data.create_loader(
@@ -118,8 +119,6 @@ def rows(times: dict[str, list[float]], peers: dict[str, str]) -> list[dict[str,
 
 def machine() -> dict[str, Any]:
     """Processor, cores and versions."""
-    import torch
-
     facts: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -89,9 +89,9 @@ def serve(pipe: Connection, name: str, size: int, case: str) -> None:
         freeze(network, [p for p in network.parameters() if id(p) not in in_head])
     run = torch.compile(network.forward) if case == COMPILED else network
     learning = [p for p in network.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(learning, 1e-4)
-    if case != PLAIN:
-        optimizer = build_optimizer("adamw", [{"params": learning, "lr": 1e-4}])
+    groups: list[dict] = [{"params": learning, "lr": 1e-4, "weight_decay": 0.01}]
+    plain = case == PLAIN
+    optimizer = torch.optim.AdamW(groups) if plain else build_optimizer("adamw", groups)
     images = torch.randn(BATCH, 3, size, size).to(device=device, memory_format=layout)
     labels = torch.randint(0, 2, (BATCH,), device=device)
     pipe.send(f"{options.precision}, channels {'last' if options.channels_last else 'first'}")

@@ -37,6 +37,7 @@ def test_a_device_cuts_what_the_host_cuts(
     there = torch.from_numpy(where)
     device = cut_on_device(torch.from_numpy(images), there[:, 0], there, size)
     assert torch.equal(host, device)
+    assert device.is_contiguous()
     for image, (row, top, left, exchanged, upside_down, mirrored) in zip(
         host, where.tolist(), strict=True
     ):

@@ -41,7 +41,7 @@ def ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.5])
 def test_the_fitted_temperature_is_the_one_that_was_put_in(sharpness: float) -> None:
     labels, probabilities = sample(0, 4000, sharpness)
-    temperature, offsets = calibration.fit(labels, probabilities, np.zeros(5))
+    temperature, offsets, _ = calibration.fit(labels, probabilities, np.zeros(5))
     assert temperature == pytest.approx(sharpness, rel=0.1)
     assert np.abs(offsets).max() < 0.25
     held_out, raw = sample(1, 4000, sharpness)
@@ -149,7 +149,7 @@ def test_a_model_that_leans_to_some_classes_is_set_upright(seed: int, prior: boo
     known = np.array([0.0, 1.0, -1.0, 0.5, 0.0]) * prior
     lean = known + np.array([0.8, -0.8, 0.4, 0.0, -0.4])
     leaning = calibration.with_temperature(probabilities, 1.0, -lean)
-    temperature, offsets = calibration.fit(labels[:4000], leaning[:4000], known)
+    temperature, offsets, _ = calibration.fit(labels[:4000], leaning[:4000], known)
     assert temperature == pytest.approx(1, abs=0.15)
     shifts = offsets - lean
     assert np.abs(shifts - shifts.mean()).max() < 0.3
@@ -167,17 +167,17 @@ def test_a_class_with_hardly_an_image_does_not_run_away(count: int) -> None:
     kept = np.delete(np.arange(500), few)
     prior = np.zeros(5)
     prior[2] = np.log(1 / (labels == 2).sum())  # as if one image in so many were expected
-    _, offsets = calibration.fit(labels[kept], probabilities[kept], prior)
+    _, offsets, _ = calibration.fit(labels[kept], probabilities[kept], prior)
     assert abs(offsets[2] - prior[2]) < 0.6
 
 
 def test_one_image_fits_nothing_and_a_certain_one_breaks_nothing() -> None:
     one = np.array([1]), np.array([[0.5, 0.5]])
-    temperature, offsets = calibration.fit(*one, np.array([0.1, -0.1]))
+    temperature, offsets, _ = calibration.fit(*one, np.array([0.1, -0.1]))
     assert temperature == 1
     assert offsets.tolist() == [0.1, -0.1]
     certain = np.array([[1.0, 0.0], [0.0, 1.0]])
-    temperature, offsets = calibration.fit(np.array([1, 0]), certain, np.zeros(2))
+    temperature, offsets, _ = calibration.fit(np.array([1, 0]), certain, np.zeros(2))
     assert np.isfinite([temperature, *offsets]).all()
 
 

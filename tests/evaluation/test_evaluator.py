@@ -30,8 +30,9 @@ def test_the_metrics_are_those_of_the_predictions(trained: Result, checkpoint: P
     table = pd.read_csv(folder / "predictions.csv")
     assert list(table.columns) == [
         *("image_id", "lesion_id", "y_true", "y_pred"),
-        *("probability_benign", "probability_malignant"),
-        *("calibrated_benign", "calibrated_malignant", "distance", "flagged"),
+        *("probability_benign", "probability_malignant", "age", "sex", "localization"),
+        *("calibrated_benign", "calibrated_malignant"),
+        *("with_patient_data_benign", "with_patient_data_malignant", "distance", "flagged"),
     ]
     assert len(table) == facts["n_images"]
     assert table["lesion_id"].nunique() == facts["n_lesions"]

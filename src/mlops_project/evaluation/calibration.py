@@ -18,48 +18,62 @@ log = logging.getLogger("mlops_project")
 TEMPERATURES = (0.05, 20.0)  # that are looked at
 SMALLEST = 1e-12  # probability, so that its logarithm exists
 # Deviation, in logits, of the normal distribution that the penalty takes offsets less the prior to
-# come from: that a class is taken for e times as frequent as it is would be unusual.
+# come from: that a class is taken for e times as frequent as it is would be unusual. So it is for
+# the weight of something else that is known, in its own unit.
 SPREAD = 0.5
 
 
 def fit(
-    labels: np.ndarray, probabilities: np.ndarray, prior: np.ndarray
-) -> tuple[float, np.ndarray]:
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    prior: np.ndarray,
+    features: np.ndarray | None = None,
+) -> tuple[float, np.ndarray, np.ndarray]:
     """A temperature and an offset for each class, as `with_temperature` takes them.
 
     It is bias-corrected temperature scaling (Alexandari et al., Maximum Likelihood with
     Bias-Corrected Calibration is Hard-To-Beat at Label Shift Adaptation, ICML 2020): the least log
     loss, here with a penalty for offsets far from the prior, since some classes have few images.
+    What else is known of the images can have a say as well: multinomial logistic regression on the
+    logits and on that, with the same penalty.
 
     Args:
         labels: int64 [N], of validation images.
         probabilities: float [N, K], of a softmax.
         prior: of `TrainedModel.log_prior`, float [K].
+        features: what else is known, around 0, float [N, F].
 
     Returns:
-        Temperature, and offsets float [K], which hold the prior; 1 and the prior where there is
+        Temperature; offsets float [K], which hold the prior; and weights float [F, K], so that an
+        image's own offsets are `offsets + features @ weights`. 1, the prior and 0 where there is
         nothing to fit, as with a single image.
     """
     from scipy.optimize import minimize
     from scipy.special import log_softmax
 
+    known = np.ones((len(labels), 1))  # the first weight is the offset
+    if features is not None:
+        known = np.column_stack([known, features])
+    shape = known.shape[1], len(prior)
     if len(labels) < 2:
-        return 1.0, prior
+        return 1.0, prior, np.zeros((shape[0] - 1, shape[1]))
     logits = np.log(np.clip(probabilities, SMALLEST, 1))
     truth = np.eye(len(prior))[labels]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """The sum over images with the penalty, and its gradient."""
-        sharpness, shift = math.exp(-parameters[0]), parameters[1:]
-        log_p = log_softmax(logits * sharpness + prior + shift, axis=1)
+        sharpness, weights = math.exp(-parameters[0]), parameters[1:].reshape(shape)
+        log_p = log_softmax(logits * sharpness + prior + known @ weights, axis=1)
         wrong = np.exp(log_p) - truth
-        slope = [-sharpness * (wrong * logits).sum(), *(wrong.sum(axis=0) + shift / SPREAD**2)]
-        return -(truth * log_p).sum() + (shift**2).sum() / (2 * SPREAD**2), np.array(slope)
+        slope = known.T @ wrong + weights / SPREAD**2
+        total = -(truth * log_p).sum() + (weights**2).sum() / (2 * SPREAD**2)
+        return total, np.array([-sharpness * (wrong * logits).sum(), *slope.flat])
 
-    bounds = [tuple(map(math.log, TEMPERATURES)), *[(None, None)] * len(prior)]
-    start = np.zeros(len(prior) + 1)
+    bounds = [tuple(map(math.log, TEMPERATURES)), *[(None, None)] * math.prod(shape)]
+    start = np.zeros(len(bounds))
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return math.exp(found[0]), prior + found[1:]
+    weights = found[1:].reshape(shape)
+    return math.exp(found[0]), prior + weights[0], weights[1:]
 
 
 def at_the_end(temperature: float) -> bool:
@@ -75,7 +89,7 @@ def with_temperature(
     Args:
         probabilities: float [N, K], of a softmax.
         temperature: more than 0; by itself it leaves the order of the classes as it is.
-        offsets: added to the divided logits, float [K].
+        offsets: added to the divided logits, float [K], or [N, K] for each image.
     """
     logits = np.log(np.clip(probabilities, SMALLEST, 1)) / temperature
     if offsets is not None:

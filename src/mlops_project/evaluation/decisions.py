@@ -9,7 +9,13 @@ import numpy as np
 import pandas as pd
 
 from mlops_project.data.diagnoses import malignant_classes
-from mlops_project.evaluation import bootstrap, calibration, measures, operating_points
+from mlops_project.evaluation import (
+    bootstrap,
+    calibration,
+    measures,
+    operating_points,
+    patients,
+)
 
 COVERAGES = (0.9, 0.95)
 
@@ -20,6 +26,8 @@ def decide(
     predictions: pd.DataFrame,
     sensitivity: float,
     prior: np.ndarray,
+    *,
+    with_patients: bool = False,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Fits on the validation split, and judges on the predictions.
 
@@ -28,6 +36,7 @@ def decide(
         validation, predictions: tables of `inference.Predictions`; y_true of the latter may be "".
         sensitivity: that the thresholds are to reach on the validation split.
         prior: of `TrainedModel.log_prior`, float [K].
+        with_patients: age, sex and site have a say in the calibrated probabilities.
 
     Returns:
         The entries calibration, operating_points and prediction_sets of metrics.json, none where no
@@ -35,19 +44,19 @@ def decide(
     """
     seen_labels, seen = _arrays(names, validation)
     all_labels, raw = _arrays(names, predictions)
-    temperature, offsets = calibration.fit(seen_labels, seen, prior)
-    all_scaled = calibration.with_temperature(raw, temperature, offsets)
+    columns, (seen_features, all_features) = _features(with_patients, validation, predictions)
+    temperature, offsets, weights = calibration.fit(seen_labels, seen, prior, seen_features)
+    all_scaled = calibration.with_temperature(raw, temperature, offsets + all_features @ weights)
     known = all_labels >= 0
     if not known.any():
         return {}, all_scaled
     labels, raw, scaled = all_labels[known], raw[known], all_scaled[known]
     lesions = predictions["lesion_id"].to_numpy()[known]
-    seen_scaled = calibration.with_temperature(seen, temperature, offsets)
+    seen_scaled = calibration.with_temperature(seen, temperature, offsets + seen_features @ weights)
     facts = {
         "calibration": {
-            "temperature": temperature,
-            "offsets": dict(zip(names, offsets.tolist(), strict=True)),
-            "prior": dict(zip(names, prior.tolist(), strict=True)),
+            **_fitted(names, temperature, offsets, weights, columns),
+            "prior": _by_name(names, prior),
             "validation_images": len(validation),
             "before": _calibration(labels, raw, lesions),
             "after": _calibration(labels, scaled, lesions, prior),
@@ -77,11 +86,13 @@ def decide_across(
     folds: np.ndarray,
     sensitivity: float,
     prior: np.ndarray,
+    *,
+    with_patients: bool = False,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """`decide` for a cross-validation: of each fold, by what was fitted on all other folds.
 
     Args:
-        names, sensitivity, prior: as for `decide`.
+        names, sensitivity, prior, with_patients: as for `decide`.
         predictions: a table of `inference.Predictions`, out of fold.
         folds: of each prediction, int [N], two folds at least.
 
@@ -92,15 +103,18 @@ def decide_across(
     labels, raw = _arrays(names, predictions)
     lesions = predictions["lesion_id"].to_numpy()
     known, numbers = labels >= 0, np.unique(folds)
+    columns, (features,) = _features(with_patients, predictions)
     scaled, fitted = np.empty_like(raw), []
     questions = _questions(names)
     positive = {question: np.zeros(len(labels), dtype=bool) for question in questions}
     chosen: dict[str, list[float]] = {question: [] for question in questions}
     for number in numbers:
         own, others = folds == number, (folds != number) & known
-        temperature, offsets = calibration.fit(labels[others], raw[others], prior)
-        fitted.append([temperature, *offsets])
-        within = calibration.with_temperature(raw, temperature, offsets)
+        temperature, offsets, weights = calibration.fit(
+            labels[others], raw[others], prior, features[others]
+        )
+        fitted.append((temperature, offsets, weights))
+        within = calibration.with_temperature(raw, temperature, offsets + features @ weights)
         scaled[own] = within[own]
         for question, classes in questions.items():
             scores, truth = within[:, classes].sum(axis=1), np.isin(labels, classes)
@@ -120,12 +134,11 @@ def decide_across(
             continue
         found = _judged(truth[known], scores[known], positive[question][known], lesions[known])
         points[question] = {"target_sensitivity": sensitivity, "threshold": threshold} | found
-    temperature, *offsets = np.mean(fitted, axis=0).tolist()
+    temperature, offsets, weights = (np.mean(part, axis=0) for part in zip(*fitted, strict=True))
     facts = {
         "calibration": {
-            "temperature": temperature,
-            "offsets": dict(zip(names, offsets, strict=True)),
-            "prior": dict(zip(names, prior.tolist(), strict=True)),
+            **_fitted(names, temperature, offsets, weights, columns),
+            "prior": _by_name(names, prior),
             "folds": len(numbers),
             "before": _calibration(labels[known], raw[known], lesions[known]),
             "after": _calibration(labels[known], scaled[known], lesions[known], prior),
@@ -133,6 +146,79 @@ def decide_across(
         "operating_points": points,
     }
     return facts, scaled
+
+
+def difference(
+    names: list[str],
+    labelled: pd.DataFrame,
+    first: np.ndarray,
+    second: np.ndarray,
+    prior: np.ndarray,
+) -> dict[str, Any]:
+    """What calibrated probabilities are better by than others of the same images.
+
+    Both are measured on the same resamples of lesions.
+
+    Args:
+        names: of the classes.
+        labelled: rows of `inference.Predictions` with a known class.
+        first, second: float [N, K]; the difference is the first less the second.
+        prior: that answers are without, float [K].
+
+    Returns:
+        balanced_accuracy (of the answers), log_loss and, for each question of operating_points, its
+        AUROC, with intervals.
+    """
+    labels, _ = _arrays(names, labelled)
+    questions = _questions(names)
+
+    def measured(weights: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+        answers = _answers(probabilities, prior)
+        by_answer = measures.by_answer(weights, labels, answers, len(names))
+        found = {"balanced_accuracy": by_answer["balanced_accuracy"]}
+        found["log_loss"] = measures.calibration(weights, labels, probabilities)["log_loss"]
+        for question, classes in questions.items():
+            scores = probabilities[:, classes].sum(axis=1)
+            found[question] = measures.ranking(weights, np.isin(labels, classes), scores)[0]
+        return found
+
+    def less(weights: np.ndarray) -> dict[str, np.ndarray]:
+        one, other = (measured(weights, probabilities) for probabilities in (first, second))
+        return {name: one[name] - other[name] for name in one}
+
+    return bootstrap.with_intervals(labelled["lesion_id"].to_numpy(), less)
+
+
+def _answers(probabilities: np.ndarray, prior: np.ndarray | float) -> np.ndarray:
+    """The most probable classes without the prior, int64 [N]."""
+    return (np.log(np.clip(probabilities, calibration.SMALLEST, 1)) - prior).argmax(axis=1)
+
+
+def _features(with_patients: bool, *tables: pd.DataFrame) -> tuple[list[str], list[np.ndarray]]:
+    """Names of what is known of the patients, and the numbers [N, F] of each table."""
+    if not with_patients:
+        return [], [np.empty((len(table), 0)) for table in tables]
+    found = patients.features(*tables)
+    return found[0].columns.tolist(), [features.to_numpy() for features in found]
+
+
+def _fitted(
+    names: list[str],
+    temperature: float,
+    offsets: np.ndarray,
+    weights: np.ndarray,
+    columns: list[str],
+) -> dict[str, Any]:
+    """What `calibration.fit` has found, as metrics.json holds it."""
+    facts = {"temperature": float(temperature), "offsets": _by_name(names, offsets)}
+    if columns:
+        by_column = zip(columns, weights, strict=True)
+        facts["weights"] = {column: _by_name(names, own) for column, own in by_column}
+    return facts
+
+
+def _by_name(names: list[str], values: np.ndarray) -> dict[str, float]:
+    return dict(zip(names, values.tolist(), strict=True))
 
 
 def _questions(names: list[str]) -> dict[str, list[int]]:
@@ -154,7 +240,7 @@ def _calibration(
     prior: np.ndarray | float = 0.0,
 ) -> dict[str, Any]:
     """What probabilities are worth, and the answers that they give without the prior."""
-    answers = (np.log(np.clip(probabilities, calibration.SMALLEST, 1)) - prior).argmax(axis=1)
+    answers = _answers(probabilities, prior)
 
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
         by_answer = measures.by_answer(weights, labels, answers, probabilities.shape[1])

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mlops_project.data.augmentation import BatchAugmentation
 from mlops_project.errors import InputError
+from mlops_project.evaluation import patients
 from mlops_project.evaluation.images import Images
 from mlops_project.evaluation.malignancy import as_binary
 from mlops_project.evaluation.trained_model import TrainedModel
@@ -30,7 +31,7 @@ class Predictions:
 
     Attributes:
         table: a row an image: image_id, lesion_id, y_true ("" where unknown) and y_pred (names of
-            classes), and for each class probability_<name>, float32.
+            classes), for each class probability_<name>, float32, and age, sex and localization.
         features: what the networks' last layers see, of length 1, float32 [N, D]; of several
             models side by side, so that a product of two rows is their mean cosine. None where
             images were shown to different models.
@@ -78,6 +79,7 @@ def predict(models: Sequence[TrainedModel], images: Images, *, tta: bool = False
     # The last, for the label -1, is that of an image without one.
     truth = np.array([*images.class_names, ""], dtype=object)[images.labels]
     table.insert(2, "y_true", truth)
+    table[list(patients.COLUMNS)] = images.table[list(patients.COLUMNS)]
     return Predictions(table, _side_by_side(features) if images.asked.all() else None)
 
 

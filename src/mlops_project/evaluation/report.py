@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from mlops_project.evaluation import (
     leaks,
     operating_points,
     out_of_distribution,
+    patients,
     subgroups,
 )
-from mlops_project.evaluation.decisions import decide, decide_across
+from mlops_project.evaluation.decisions import decide, decide_across, difference
 from mlops_project.evaluation.images import Images, open_images, reopen
 from mlops_project.evaluation.inference import Predictions, embed, predict
 from mlops_project.evaluation.presentation import terminal
@@ -150,10 +152,12 @@ def _calibrate(
     """Adds the decisions to the facts, and the calibrated probabilities to the table."""
     names = images.class_names
     prior = np.mean([model.log_prior(names) for model in models], axis=0)
-    decided, calibrated = decide(names, validation.labelled(), table, target_sensitivity, prior)
+    fitting = partial(decide, names, validation.labelled(), table, target_sensitivity, prior)
+    decided, calibrated = fitting()
     facts |= decided
     facts["gaps"] += operating_points.undecided(decided)
     table[[f"calibrated_{name}" for name in names]] = calibrated
+    _with_patients(facts, names, table, validation.table, fitting, prior)
     # Those of the model's own logits are stored, for whoever uses it without this program.
     known = decided.get("calibration")
     if known and known["validation_images"] < FEW_IMAGES:
@@ -186,10 +190,35 @@ def _calibrate_across(
     names, folds = images.class_names, images.folds
     assert folds is not None
     prior = np.mean([model.log_prior(names) for model in models], axis=0)
-    decided, calibrated = decide_across(names, table, folds, target_sensitivity, prior)
+    fitting = partial(decide_across, names, table, folds, target_sensitivity, prior)
+    decided, calibrated = fitting()
     facts |= decided
     facts["gaps"] += operating_points.undecided(decided)
     table[[f"calibrated_{name}" for name in names]] = calibrated
+    _with_patients(facts, names, table, table, fitting, prior)
+
+
+def _with_patients(
+    facts: dict[str, Any],
+    names: list[str],
+    table: pd.DataFrame,
+    fitted_on: pd.DataFrame,
+    fitting: Callable[..., tuple[dict[str, Any], np.ndarray]],
+    prior: np.ndarray,
+) -> None:
+    """Adds what the same decisions come to where age, sex and site have a say in them."""
+    if not (patients.known(table) and patients.known(fitted_on)):
+        return
+    decided, probabilities = fitting(with_patients=True)
+    if decided:
+        known = (table["y_true"] != "").to_numpy()
+        alone = table[[f"calibrated_{name}" for name in names]].to_numpy()
+        both = probabilities[known], alone[known]
+        decided["difference"] = difference(names, table[known], *both, prior)
+        facts["with_patient_data"] = decided
+        if calibration.at_the_end(decided["calibration"]["temperature"]):
+            facts["gaps"].append("with patient data, the temperature is as far as was looked")
+    table[[f"with_patient_data_{name}" for name in names]] = probabilities
 
 
 def _abstention(names: list[str], labelled: pd.DataFrame) -> dict[str, Any]:

@@ -39,6 +39,12 @@ def make_predictions(images: int, classes: int, seed: int = 0) -> pd.DataFrame:
     table["y_true"], table["y_pred"] = names[labels], names[probabilities.argmax(axis=1)]
     for k, name in enumerate(names):
         table[f"probability_{name}"] = probabilities[:, k].astype(np.float32)
+    random = np.random.default_rng(seed + 1000)
+    malignant = np.isin(labels, malignant_classes(list(names)))
+    ages = (random.normal(50, 15, images) + 15 * malignant).round(-1).clip(0, 90)
+    table["age"] = np.where(random.random(images) < 0.05, np.nan, ages)
+    table["sex"] = random.choice(["female", "male", "unknown"], images, p=[0.45, 0.54, 0.01])
+    table["localization"] = random.choice(["back", "lower extremity", "face", ""], images)
     return table
 
 
@@ -52,16 +58,16 @@ def make_facts(
     names = list(class_names(classes))
     predictions = make_predictions(images, classes)
     random = np.random.default_rng(1)
-    decided, calibrated = decisions.decide(
-        names, make_predictions(images, classes, seed=2), predictions, 0.9, np.zeros(classes)
+    given = names, make_predictions(images, classes, seed=2), predictions, 0.9, np.zeros(classes)
+    decided, calibrated = decisions.decide(*given)
+    with_patients, others = decisions.decide(*given, with_patients=True)
+    with_patients["difference"] = decisions.difference(
+        names, predictions, others, calibrated, np.zeros(classes)
     )
     malignant = [names[k] for k in malignant_classes(names)]
     for k, name in enumerate(names):
         predictions[f"calibrated_{name}"] = calibrated[:, k]
-    table = predictions[["image_id", "lesion_id"]].assign(
-        age=random.choice([25, 40, 55, 70, 85, np.nan], images, p=[0.1, 0.3, 0.3, 0.2, 0.05, 0.05]),
-        sex=random.choice(["female", "male", "unknown"], images, p=[0.45, 0.54, 0.01]),
-        localization=random.choice(["back", "lower extremity", "face", "scalp"], images),
+    table = predictions.assign(
         dataset=random.choice(["vidir_modern", "rosendahl"], images),
         dx_type=random.choice(["histo", "follow_up"], images),
     )
@@ -82,6 +88,7 @@ def make_facts(
         "n_lesions": int(predictions["lesion_id"].nunique()),
         **evaluator.measure(names, predictions),
         **decided,
+        "with_patient_data": with_patients,
         "subgroups": subgroups.compare(
             table,
             predictions["y_true"].isin(malignant).to_numpy(),

@@ -124,7 +124,8 @@ def test_the_whole_page(example: Example, example_folder: Path, pictures: list[P
     page = checked(path)
     sections = [a["id"] for a in page.all("section")]
     assert sections == [
-        *("summary", "metrics", "classes", "operating-points", "calibration", "prediction-sets"),
+        *("summary", "metrics", "classes", "operating-points", "calibration", "patients"),
+        "prediction-sets",
         *("subgroups", "leaks", "out-of-distribution", "abstention", "comparison"),
         *("explanations", "pictures", "settings"),
     ]

@@ -99,7 +99,12 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
     table = Table(title=f"thresholds of calibrated probabilities, chosen on {where}", box=SIMPLE)
     for column in ("question", "threshold", "sensitivity", "specificity", "PPV", "NPV"):
         table.add_column(column, justify="left" if column == "question" else "right")
-    for question, point in facts["operating_points"].items():
+    known, with_patients = facts["calibration"], facts.get("with_patient_data", {})
+    points = facts["operating_points"] | {
+        f"{question}, with patient data": point
+        for question, point in with_patients.get("operating_points", {}).items()
+    }
+    for question, point in points.items():
         if "gap" in point:
             table.add_row(question, point["gap"])
             continue
@@ -107,7 +112,6 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
         cells = [f"{_shown(v['value'])} ({_interval(v['ci95'])})" for v in values]
         table.add_row(question, _shown(point["threshold"]), *cells)
     console.print(table)
-    known = facts["calibration"]
     changes = [
         " -> ".join(f"{known[when][name]['value']:.3f}" for when in ("before", "after"))
         for name in ("ece", "balanced_accuracy")
@@ -117,6 +121,12 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
         f"calibration: temperature {known['temperature']:.2f} and an offset for each class, "
         f"ECE {changes[0]}, balanced accuracy of its answers{equally} {changes[1]}"
     ]
+    if with_patients:
+        more = with_patients["difference"]["balanced_accuracy"]
+        lines.append(
+            "where age, sex and site have a say beside the image (patient data): balanced accuracy "
+            f"of these answers {more['value']:+.3f} ({_interval(more['ci95'])})"
+        )
     for coverage, sets in facts.get("prediction_sets", {}).items():
         lines.append(
             f"prediction sets for {float(coverage):.0%}: {sets['coverage']:.3f} of them "
