@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-import torch
 from measure import interleave, report, rows
 from torch.nn import functional as F
 
@@ -21,6 +20,7 @@ from mlops_project import settings
 from mlops_project.data.demo import generate
 from mlops_project.models.build import build_model
 from mlops_project.training.module import build_module
+from mlops_project.training.optimizers import build_optimizer, parameter_groups
 from mlops_project.training.run import open_data, train
 
 
@@ -38,7 +38,9 @@ def main() -> None:
     data = open_data(config)
     data.setup("fit")
     module = build_module(config, build_model(config.model, 16), data)
-    optimizer = torch.optim.AdamW(module.network.parameters(), 1e-3)
+    stages_of = [list(module.network.parameters())]
+    groups = parameter_groups(stages_of, learning_rate=1e-3, weight_decay=0.01)
+    optimizer = build_optimizer(config.training.optimizer, groups)
 
     def bare() -> int:
         loader = data.train_dataloader()

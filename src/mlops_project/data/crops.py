@@ -88,7 +88,7 @@ def cut_on_device(
     _, top, left, exchanged, upside_down, mirrored = where.T
     windows = images.unfold(2, size, 1).unfold(3, size, 1)  # a view of every crop there is
     batch = windows[rows, :, top, left]
-    # In this order: the first image's layout in memory is that of the result.
+    # In this order: the result has the memory layout of torch.where's first tensor.
     batch = torch.where(exchanged.view(-1, 1, 1, 1) == 0, batch, batch.mT)
     for flips, dim in ((upside_down, 2), (mirrored, 3)):
         batch = torch.where(flips.view(-1, 1, 1, 1) > 0, batch.flip(dim), batch)

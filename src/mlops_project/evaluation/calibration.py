@@ -18,8 +18,8 @@ log = logging.getLogger("mlops_project")
 TEMPERATURES = (0.05, 20.0)  # that are looked at
 SMALLEST = 1e-12  # probability, so that its logarithm exists
 # Deviation, in logits, of the normal distribution that the penalty takes offsets less the prior to
-# come from: that a class is taken for e times as frequent as it is would be unusual. So it is for
-# the weight of something else that is known, in its own unit.
+# come from: that a class is taken for e times as frequent as it is would be unusual. The same
+# is taken for the weight of each feature, per unit of it (20 years of age; 1 for a sex or a site).
 SPREAD = 0.5
 
 

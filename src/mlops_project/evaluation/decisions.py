@@ -39,8 +39,9 @@ def decide(
         with_patients: age, sex and site have a say in the calibrated probabilities.
 
     Returns:
-        The entries calibration, operating_points and prediction_sets of metrics.json, none where no
-        class is known; and the calibrated probabilities of all predictions, float [N, K].
+        The entries calibration, operating_points and, of the image alone, prediction_sets of
+        metrics.json, none where no class is known; and the calibrated probabilities of all
+        predictions, float [N, K].
     """
     seen_labels, seen = _arrays(names, validation)
     all_labels, raw = _arrays(names, predictions)
@@ -70,13 +71,16 @@ def decide(
             )
             for question, positive in _questions(names).items()
         },
-        "prediction_sets": {
+    }
+    if not with_patients:
+        # So many weights fit the validation images better than others, and what the sets promise
+        # is for scores that were fitted on neither.
+        facts["prediction_sets"] = {
             str(coverage): _sets(
                 names, (seen_labels, seen_scaled), (labels, scaled), lesions, coverage
             )
             for coverage in COVERAGES
-        },
-    }
+        }
     return facts, all_scaled
 
 
@@ -97,8 +101,8 @@ def decide_across(
         folds: of each prediction, int [N], two folds at least.
 
     Returns:
-        As of `decide`, but for prediction_sets; temperature, offsets and thresholds are the folds'
-        means.
+        As of `decide`, but for prediction_sets; temperature, offsets, weights and thresholds are
+        the folds' means. What is known of patients is centred over all predictions.
     """
     labels, raw = _arrays(names, predictions)
     lesions = predictions["lesion_id"].to_numpy()

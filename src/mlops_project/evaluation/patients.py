@@ -15,7 +15,7 @@ def known(table: pd.DataFrame) -> bool:
 
 
 def features(fitted_on: pd.DataFrame, *others: pd.DataFrame) -> list[pd.DataFrame]:
-    """What is known, in numbers whose mean is 0 where weights are fitted; unknown is 0 as well.
+    """What is known, in numbers whose mean over the first table is 0; unknown is 0 as well.
 
     Args:
         fitted_on: rows of images with the columns of `COLUMNS`; age in years, NaN where unknown.

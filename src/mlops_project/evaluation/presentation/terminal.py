@@ -124,8 +124,8 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
     if with_patients:
         more = with_patients["difference"]["balanced_accuracy"]
         lines.append(
-            "where age, sex and site have a say beside the image (patient data): balanced accuracy "
-            f"of these answers {more['value']:+.3f} ({_interval(more['ci95'])})"
+            "where age, sex and site have a say (patient data): balanced accuracy of these answers "
+            f"less that of the image alone {more['value']:+.3f} ({_interval(more['ci95'])})"
         )
     for coverage, sets in facts.get("prediction_sets", {}).items():
         lines.append(
