@@ -124,17 +124,17 @@ def be_quiet() -> None:
     warnings.filterwarnings("ignore")
 
 
-def opened(arguments: list[str]) -> tuple[Any, int]:
-    """The data, and the side of its images in pixels."""
+def opened(arguments: list[str]) -> Any:
+    """The data module of these settings, set up."""
     data = open_data(settings.load(arguments))
     data.setup("fit")
-    return data, data.image_size
+    return data
 
 
 def count_images(arguments: list[str]) -> int:
     """Of training and validation."""
-    data, _ = opened(arguments)
-    return int(np.isin(data.split, ["train", "val"]).sum())
+    data = opened(arguments)
+    return len(data.rows_of("train")) + len(data.rows_of("val"))
 
 
 def our_epochs(arguments: list[str]) -> list[float]:
@@ -146,7 +146,8 @@ def our_epochs(arguments: list[str]) -> list[float]:
 
 def timms_epochs(arguments: list[str]) -> list[float]:
     """Seconds of each epoch but the first, in a bare loop over timm's loader."""
-    data, size = opened(arguments)
+    data = opened(arguments)
+    size = data.image_size
     config = settings.load(["model=baseline_cnn"])
     device = device_type(config.training)
     network = build_model(config.model, size).network.to(device)
@@ -170,14 +171,15 @@ def timms_epochs(arguments: list[str]) -> list[float]:
                 seen += len(labels)
                 right += int((network(images).argmax(1) == labels).sum())
         # Its loader leaves out the last training images, where they fill no batch.
-        share = seen / np.isin(data.split, ["train", "val"]).sum()
+        share = seen / (len(data.rows_of("train")) + len(data.rows_of("val")))
         seconds.append((time.perf_counter() - began) / share)
     return seconds[1:]
 
 
 def plain_epochs(arguments: list[str]) -> list[float]:
     """Seconds of each epoch but the first, of plain Lightning."""
-    data, size = opened(arguments)
+    data = opened(arguments)
+    size = data.image_size
     side = round(size / 0.875)
     last = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     resize = [transforms.Resize(side), transforms.CenterCrop(side)]

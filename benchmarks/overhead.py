@@ -38,8 +38,8 @@ def main() -> None:
     data = open_data(config)
     data.setup("fit")
     module = build_module(config, build_model(config.model, 16), data)
-    stages_of = [list(module.network.parameters())]
-    groups = parameter_groups(stages_of, learning_rate=1e-3, weight_decay=0.01)
+    weights = list(module.network.parameters())
+    groups = parameter_groups([weights], learning_rate=1e-3, weight_decay=0.01)
     optimizer = build_optimizer(config.training.optimizer, groups)
 
     def bare() -> int:

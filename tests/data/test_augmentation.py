@@ -50,6 +50,15 @@ def test_flips_happen_as_often_as_set_and_change_nothing_else(
     frequency(hits, probability)
 
 
+def test_flips_and_a_transpose_show_all_eight_ways_equally_often() -> None:
+    image = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(1, 3, 8, 8)
+    half: dict[str, Any] = dict.fromkeys(("horizontal_flip", "vertical_flip", "transpose"), 0.5)
+    batch = cut(image, places(np.zeros(DRAWS, int), 0, draws=np.arange(DRAWS), **half), 8).numpy()
+    turned = [np.rot90(image[0], turns, (1, 2)) for turns in range(4)]
+    for view in turned + [view[..., ::-1] for view in turned]:
+        frequency((batch == view).all(axis=(1, 2, 3)), 1 / 8)
+
+
 def test_crops_reach_every_place_equally_often() -> None:
     image = np.zeros((1, 3, 10, 10), dtype=np.uint8)
     image[0, 0] = np.arange(100).reshape(10, 10)

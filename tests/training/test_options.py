@@ -379,13 +379,8 @@ BRIEF += ("data.color_jitter=0",)
     [
         *("data.augment=false", "data.horizontal_flip=1", "data.vertical_flip=1"),
         *("data.rotation_degrees=90", "data.color_jitter=0.5", "data.random_erasing=1"),
-        *(
-            "data.transpose=1",
-            "data.mixup=1",
-            "data.cutmix=1",
-            "data.randaugment=9",
-            "data.hue=0.5",
-        ),
+        *("data.mixup=1", "data.cutmix=1", "data.randaugment=9", "data.hue=0.5"),
+        "data.transpose=1",
         *("data.sampler=balanced", "training.logit_adjustment=1"),
         *("training.loss=focal", "training.class_weights=balanced", "training.label_smoothing=0.2"),
         *("training.optimizer=sgd", "training.optimizer=adam", "training.optimizer=rmsprop"),

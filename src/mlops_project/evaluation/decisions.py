@@ -9,13 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mlops_project.data.diagnoses import malignant_classes
-from mlops_project.evaluation import (
-    bootstrap,
-    calibration,
-    measures,
-    operating_points,
-    patients,
-)
+from mlops_project.evaluation import bootstrap, calibration, measures, operating_points, patients
 
 COVERAGES = (0.9, 0.95)
 

@@ -216,10 +216,6 @@ def _with_patients(
         both = probabilities[known], alone[known]
         decided["difference"] = difference(names, table[known], *both, prior)
         facts["with_patient_data"] = decided
-        told = operating_points.undecided(decided)
-        facts["gaps"] += [f"with patient data, {t}" for t in told if t not in facts["gaps"]]
-        if calibration.at_the_end(decided["calibration"]["temperature"]):
-            facts["gaps"].append("with patient data, the temperature is as far as was looked")
     table[[f"with_patient_data_{name}" for name in names]] = probabilities
 
 

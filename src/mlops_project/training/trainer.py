@@ -102,7 +102,7 @@ def build_trainer(
     )
     if not torch.cuda.is_available():
         # Adam asks in each step whether there is a GPU, and Lightning has PyTorch find out in a way
-        # that leaves processes free to fork, but takes 0.1 ms. Without one there is no such danger.
+        # that leaves processes free to fork, but takes longer. Without one there is no such danger.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     # Of several processes each would wait for its GPU in each step, to ask the first one whether it
     # was told to end; `Checkpoints` asks that without waiting.
