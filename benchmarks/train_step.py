@@ -2,8 +2,10 @@
 
 uv run python benchmarks/train_step.py [baseline_cnn:64 baseline_cnn:224 resnet:224 …]
 
-Also: a step in which only the head learns against one that trains everything. Each case has a
-process of its own, since ours sets up memory as `train.py` does; the processes take turns.
+Also: a step in which only the head learns against one that trains everything; and float32 matrix
+products of as many operations as a step has, which hardly any way to compute it in float32 can
+beat. Each case has a process of its own, since ours sets up memory as `train.py` does; the
+processes take turns.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from multiprocessing.connection import Connection
 import torch
 from measure import interleave, report, rows
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from mlops_project import settings
 from mlops_project.models.build import build_model, freeze, head
@@ -27,6 +30,7 @@ from mlops_project.training.trainer import lightning_precision
 
 BATCH, ROUNDS = 32, 7
 PLAIN, OURS, COMPILED, HEAD = "plain", "ours", "ours, compiled", "ours, only the head learns"
+PRODUCTS, SIDE = "matrix products of as many operations", 2048
 CASES = ("baseline_cnn:64", "baseline_cnn:224", "resnet:224", "efficientnet:224")
 
 
@@ -44,7 +48,10 @@ def steps(name: str, size: int) -> list[dict]:
     """Steps of one network: plain, ours, ours compiled, and ours with a frozen backbone."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
-    for case in (PLAIN, OURS, COMPILED, HEAD):
+    against_plain = [OURS, COMPILED, HEAD]
+    if name != "efficientnet":  # torch counts its grouped convolutions as if they were not
+        against_plain.append(PRODUCTS)
+    for case in (PLAIN, *against_plain):
         pipes[case], other = context.Pipe()
         processes.append(context.Process(target=serve, args=(other, name, size, case)))
         processes[-1].start()
@@ -63,7 +70,7 @@ def steps(name: str, size: int) -> list[dict]:
     for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(False)
         process.join()
-    return rows(times, {named[case]: named[PLAIN] for case in (OURS, COMPILED, HEAD)})
+    return rows(times, {named[case]: named[PLAIN] for case in against_plain})
 
 
 def serve(pipe: Connection, name: str, size: int, case: str) -> None:
@@ -73,6 +80,8 @@ def serve(pipe: Connection, name: str, size: int, case: str) -> None:
     config = settings.load([*arguments, "training.compile=false"])
     options = config.training
     network = build_model(config.model, size).network.train()
+    if case == PRODUCTS:
+        return multiply(pipe, operations(network, size), torch.device(device_type(options)))
     choose_presets(config, network, images=7000)
     if case == PLAIN:
         options.precision, options.channels_last = "32", False
@@ -101,6 +110,28 @@ def serve(pipe: Connection, name: str, size: int, case: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send(None)
+
+
+def operations(network: torch.nn.Module, size: int) -> int:
+    """Floating-point operations of convolutions and matrix products in a step without optimizer."""
+    with FlopCounterMode(display=False) as counter:
+        network(torch.randn(2, 3, size, size)).sum().backward()
+    return counter.get_total_flops() * BATCH // 2
+
+
+def multiply(pipe: Connection, wanted: int, device: torch.device) -> None:
+    """Matrix products of that many operations whenever asked; says first what it does."""
+    whole, rest = divmod(wanted, 2 * SIDE**3)
+    matrix = torch.randn(SIDE, SIDE, device=device)
+    part = matrix[: round(rest / (2 * SIDE**2))]
+    pipe.send("32")
+    while pipe.recv():
+        for _ in range(whole):
+            torch.mm(matrix, matrix)
+        torch.mm(part, matrix)
         if device.type == "cuda":
             torch.cuda.synchronize()
         pipe.send(None)

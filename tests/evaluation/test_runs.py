@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,29 @@ def test_a_page_and_a_table_show_runs_side_by_side(folds: tuple[Path, str], run:
     assert rows["runs"].tolist() == [2]
     assert rows["val_loss"].tolist() == pytest.approx([summary["val_loss"].mean()])
     assert rows["val_loss_sd"].tolist() == pytest.approx([summary["val_loss"].std()])
+
+
+def test_two_cross_validations_with_the_same_folds_are_evaluated_as_one(
+    folds: tuple[Path, str], tmp_path: Path, run: Run
+) -> None:
+    words = folds[1].splitlines()[0].split()[1:-1]  # [1/2] SETTINGS data.fold=0
+    shutil.copytree(folds[0], tmp_path, dirs_exist_ok=True)
+    for size in (40, 48):
+        other_folds = ["data.test_fraction=0.2"] if size == 48 else []
+        settings = [*words, f"data.image_size={size}", "data.fold=0,1", *other_folds]
+        assert run("train.py", "-m", *settings, cwd=tmp_path).returncode == 0
+        done = run("compare.py", cwd=tmp_path)
+        assert ("all groups as one" in done.stdout) == (size == 40)  # 48: other lesions in them
+        if size == 40:
+            told = done.stdout.split("all groups as one: ")[1].splitlines()[0]
+    page = (tmp_path / "reports/comparison/comparison.html").read_text()
+    assert "All groups" not in page
+    words = told.split("evaluate.py ")[1].split()
+    done = run("evaluate.py", *words, "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert facts["calibration"]["folds"] == 2
+    assert len(facts["checkpoints"]) == 4
 
 
 def test_settings_that_differ_make_groups_and_are_named(

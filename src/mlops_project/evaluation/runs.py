@@ -63,6 +63,10 @@ class Group:
         done = sorted(run.settings["data.fold"] for run in self.runs)
         return folds is not None and done == list(range(folds))
 
+    def splits(self) -> list[str]:
+        """What each run notes in split.csv about its images, in a fixed order."""
+        return sorted((run.folder / "split.csv").read_text(encoding="utf-8") for run in self.runs)
+
 
 def finished(root: Path = MODELS) -> list[Path]:
     """The folders of all runs that are done, in the order of their end."""
@@ -102,6 +106,19 @@ def group(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         found.setdefault(settings.fingerprint(run.settings), []).append(run)
     return [Group(str(number), members) for number, members in enumerate(found.values(), 1)]
+
+
+def answer_together(groups: Sequence[Group]) -> bool:
+    """Whether several groups are cross-validations with the same folds: a model of each has left
+    out the same images, and can be asked about them together."""
+    try:
+        return (
+            len(groups) > 1
+            and all(one.is_cross_validation() for one in groups)
+            and all(one.splits() == groups[0].splits() for one in groups[1:])
+        )
+    except FileNotFoundError:
+        return False
 
 
 def differing(groups: Sequence[Group]) -> list[str]:

@@ -24,6 +24,7 @@ from mlops_project.evaluation.presentation.page import embedded, page_frame
 from mlops_project.evaluation.runs import (
     METRICS,
     Group,
+    answer_together,
     differing,
     finished,
     group,
@@ -51,9 +52,10 @@ def write_comparison(groups: Sequence[Group], folder: Path) -> list[Path]:
         "metrics": _measured(rows),
         "synthetic": synthetic,
         "groups": [
-            {"name": g.name, "folders": [str(r.folder) for r in g.runs], "next": next_command(g)}
+            {"name": g.name, "folders": [str(r.folder) for r in g.runs], "next": next_command([g])}
             for g in groups
         ],
+        "together": next_command(groups) if answer_together(groups) else "",
         "curves": embedded(folder / "curves.png"),
     }
     page = rendering.write(folder / "comparison.html", "comparison.html.jinja", values)
@@ -87,8 +89,10 @@ def show(groups: Sequence[Group], written: Sequence[Path] = ()) -> None:
     for one, row in zip(groups, rows, strict=True):
         own = " ".join(f"{name}={row[name]}" for name in differing(groups))
         lines.append(f"group {one.name}: {own or 'the same settings'} ({row['folders']})")
-        if command := next_command(one):
+        if command := next_command([one]):
             lines.append(f"  as one: {command}")
+    if answer_together(groups):
+        lines.append(f"all groups as one: {next_command(groups)}")
     if written:
         files = ", ".join(path.name for path in written)
         lines.append(f"written to {written[0].parent}/: {files}")
@@ -106,13 +110,13 @@ def show_new() -> Iterator[None]:
         show(group(read_runs(new)))
 
 
-def next_command(one: Group) -> str:
-    """What evaluates the runs of a group as one; nothing for a single run."""
-    if len(one.runs) == 1:
+def next_command(groups: Sequence[Group]) -> str:
+    """What evaluates the runs of the groups as one; nothing for a single run."""
+    paths = [path for one in groups for path in one.checkpoints()]
+    if len(paths) == 1:
         return ""
-    split = " --split out-of-fold" if one.is_cross_validation() else ""
-    paths = " ".join(one.checkpoints())
-    return f"uv run src/mlops_project/evaluate.py --checkpoint {paths}{split}"
+    split = " --split out-of-fold" if groups[0].is_cross_validation() else ""
+    return f"uv run src/mlops_project/evaluate.py --checkpoint {' '.join(paths)}{split}"
 
 
 def _measured(rows: Sequence[dict[str, Any]]) -> list[str]:
