@@ -65,7 +65,9 @@ def test_the_command_that_opens_a_file_of_configs_is_valid(file: Path) -> None:
     lines = re.findall(r"^# uv run src/mlops_project/train\.py *(.*)$", file.read_text(), re.M)
     assert lines
     for line in lines:
-        settings.load([word for word in shlex.split(line) if "=" in word])
+        words = [word for word in shlex.split(line) if "=" in word]
+        for job in settings.expand(words) if " -m " in f" {line}" else [words]:
+            settings.load(job)
 
 
 # The schema
@@ -334,6 +336,20 @@ def test_a_file_of_settings_that_is_none_is_refused(
     with pytest.raises(InputError, match=reason) as caught:
         settings.load([])
     assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_recipe_that_does_not_say_that_it_is_for_all_settings_is_told_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(settings.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(settings, "CONFIGS", tmp_path / "configs")
+    recipe = tmp_path / "configs" / "experiment" / "mine.yaml"
+    recipe.write_text("training:\n  max_epochs: 3\n")
+    with pytest.raises(InputError, match=r"mine\.yaml: its first line has to be '# @package _gl"):
+        settings.load(["experiment=mine"])
+    assert settings.load(["experiment=fast"]).training.max_epochs == 3
+    recipe.write_text("# @package _global_\n" + recipe.read_text().replace("3", "4"))
+    assert settings.load(["experiment=mine"]).training.max_epochs == 4
 
 
 def test_a_multirun_without_end_is_refused() -> None:
