@@ -80,19 +80,10 @@ class Plain(pl.LightningModule):
 
 def main() -> None:
     be_quiet()
-    folder = Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else None
-    share = sys.argv[2] if len(sys.argv) > 2 else "1"
-    os.chdir(tempfile.mkdtemp())
-    if folder is None:
-        folder = Path("demo").absolute()
-        generate(folder, images=1000, seed=5)
+    words, common = words_and_settings()
     table = []
     for size in (64, 224):
-        arguments = [
-            *(f"data.data_dir={folder}", f"data.subsample_percentage={share}"),
-            *(f"data.image_size={size}", f"training.max_epochs={EPOCHS}"),
-            *("training.early_stopping_patience=0", "training.progress_bar=none"),
-        ]
+        arguments = [*common, f"data.image_size={size}"]
         images = in_a_process(count_images, arguments)  # builds the cache
         cases = {
             f"plain Lightning, {size} px": plain_epochs,
@@ -107,9 +98,24 @@ def main() -> None:
         *peers, ours = cases
         table += rows(times, {ours: peers[0]})
         table += rows({name: times[name] for name in (peers[1], ours)}, {ours: peers[1]})[1:]
-    words = " ".join(["DATA_DIR", share] if len(sys.argv) > 1 else [])
     command = f"uv run python benchmarks/end_to_end.py {words}".strip()
     report("end_to_end", table, command, unit="an image of an epoch")
+
+
+def words_and_settings() -> tuple[str, list[str]]:
+    """How the command line goes on, and the settings that it gives all cases, in a new folder."""
+    folder = Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else None
+    share = sys.argv[2] if len(sys.argv) > 2 else "1"
+    words = f"DATA_DIR {share}" if folder else ""
+    os.chdir(tempfile.mkdtemp())
+    if folder is None:
+        folder = Path("demo").absolute()
+        generate(folder, images=1000, seed=5)
+    return words, [
+        *(f"data.data_dir={folder}", f"data.subsample_percentage={share}"),
+        *(f"training.max_epochs={EPOCHS}", "training.early_stopping_patience=0"),
+        "training.progress_bar=none",
+    ]
 
 
 def in_a_process(work: Callable[[list[str]], Any], arguments: list[str]) -> Any:
@@ -148,7 +154,7 @@ def timms_epochs(arguments: list[str]) -> list[float]:
     """Seconds of each epoch but the first, in a bare loop over timm's loader."""
     data = opened(arguments)
     size = data.image_size
-    config = settings.load(["model=baseline_cnn"])
+    config = settings.load(arguments)
     device = device_type(config.training)
     network = build_model(config.model, size).network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
@@ -197,7 +203,7 @@ def plain_epochs(arguments: list[str]) -> list[float]:
         loaders.append(
             DataLoader(files, 32, shuffled, num_workers=WORKERS, persistent_workers=True)
         )
-    config = settings.load(["model=baseline_cnn"])
+    config = settings.load(arguments)
     module = Plain(build_model(config.model, size).network)
     trainer = pl.Trainer(
         accelerator=config.training.accelerator,
