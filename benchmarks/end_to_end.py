@@ -80,21 +80,17 @@ class Plain(pl.LightningModule):
 
 def main() -> None:
     be_quiet()
-    words, common = words_and_settings()
+    words, common = prepare()
     table = []
     for size in (64, 224):
         arguments = [*common, f"data.image_size={size}"]
         images = in_a_process(count_images, arguments)  # builds the cache
         cases = {
-            f"plain Lightning, {size} px": plain_epochs,
-            f"timm's loader, {size} px": timms_epochs,
-            f"ours, {size} px": our_epochs,
+            f"plain Lightning, {size} px": (plain_epochs, arguments),
+            f"timm's loader, {size} px": (timms_epochs, arguments),
+            f"ours, {size} px": (our_epochs, arguments),
         }
-        times: dict[str, list[float]] = {name: [] for name in cases}
-        for _ in range(ROUNDS):
-            for name, epochs in cases.items():
-                seconds = in_a_process(epochs, arguments)
-                times[name].append(float(np.median(seconds)) / images * 1e6)
+        times = in_turn(cases, images)
         *peers, ours = cases
         table += rows(times, {ours: peers[0]})
         table += rows({name: times[name] for name in (peers[1], ours)}, {ours: peers[1]})[1:]
@@ -102,8 +98,12 @@ def main() -> None:
     report("end_to_end", table, command, unit="an image of an epoch")
 
 
-def words_and_settings() -> tuple[str, list[str]]:
-    """How the command line goes on, and the settings that it gives all cases, in a new folder."""
+def prepare() -> tuple[str, list[str]]:
+    """Goes to a new folder, with synthetic images where the command line names no others.
+
+    Returns:
+        How the command goes on, and the settings of all cases.
+    """
     folder = Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else None
     share = sys.argv[2] if len(sys.argv) > 2 else "1"
     words = f"DATA_DIR {share}" if folder else ""
@@ -116,6 +116,18 @@ def words_and_settings() -> tuple[str, list[str]]:
         *(f"training.max_epochs={EPOCHS}", "training.early_stopping_patience=0"),
         "training.progress_bar=none",
     ]
+
+
+def in_turn(
+    cases: dict[str, tuple[Callable[[list[str]], list[float]], list[str]]], images: int
+) -> dict[str, list[float]]:
+    """Microseconds an image of each case's median epoch, once a round."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(ROUNDS):
+        for name, (epochs, arguments) in cases.items():
+            seconds = in_a_process(epochs, arguments)
+            times[name].append(float(np.median(seconds)) / images * 1e6)
+    return times
 
 
 def in_a_process(work: Callable[[list[str]], Any], arguments: list[str]) -> Any:

@@ -3,9 +3,9 @@
 uv run python benchmarks/train_step.py [baseline_cnn:64 baseline_cnn:224 resnet:224 …]
 
 Also: a step in which only the head learns against one that trains everything; and float32 matrix
-products of as many operations as a step has, which hardly any way to compute it in float32 can
-beat. Each case has a process of its own, since ours sets up memory as `train.py` does; the
-processes take turns.
+products of as many operations as a step has: about the least time that it could take on a CPU
+without narrower numbers or transformed convolutions. Each case has a process of its own, since
+ours sets up memory as `train.py` does; the processes take turns.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def main() -> None:
 
 
 def steps(name: str, size: int) -> list[dict]:
-    """Steps of one network: plain, ours, ours compiled, and ours with a frozen backbone."""
+    """Steps of one network, plain and in each of our forms, and the matrix products."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     against_plain = [OURS, COMPILED, HEAD]
-    if name != "efficientnet":  # torch counts its grouped convolutions as if they were not
+    if name != "efficientnet":  # torch counts some of its grouped convolutions as if they were not
         against_plain.append(PRODUCTS)
     for case in (PLAIN, *against_plain):
         pipes[case], other = context.Pipe()
@@ -81,7 +81,8 @@ def serve(pipe: Connection, name: str, size: int, case: str) -> None:
     options = config.training
     network = build_model(config.model, size).network.train()
     if case == PRODUCTS:
-        return multiply(pipe, operations(network, size), torch.device(device_type(options)))
+        multiply(pipe, operations(network, size), torch.device(device_type(options)))
+        return
     choose_presets(config, network, images=7000)
     if case == PLAIN:
         options.precision, options.channels_last = "32", False

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from mlops_project.errors import InputError
-from mlops_project.evaluation.runs import differing, group, read_runs, table
+from mlops_project.evaluation.runs import differing, ensembles, group, read_runs, table
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -81,27 +81,77 @@ def test_a_page_and_a_table_show_runs_side_by_side(folds: tuple[Path, str], run:
     assert rows["val_loss_sd"].tolist() == pytest.approx([summary["val_loss"].std()])
 
 
-def test_two_cross_validations_with_the_same_folds_are_evaluated_as_one(
-    folds: tuple[Path, str], tmp_path: Path, run: Run
-) -> None:
+@pytest.fixture(scope="module")
+def sizes(
+    tmp_path_factory: pytest.TempPathFactory,
+    folds: tuple[Path, str],
+    command: Callable[..., list[str]],
+) -> tuple[Path, str]:
+    """The working folder of `folds`, where one more command has trained them at two sizes; and
+    what it printed."""
+    folder = tmp_path_factory.mktemp("sizes")
+    shutil.copytree(folds[0], folder, dirs_exist_ok=True)
     words = folds[1].splitlines()[0].split()[1:-1]  # [1/2] SETTINGS data.fold=0
-    shutil.copytree(folds[0], tmp_path, dirs_exist_ok=True)
-    for size in (40, 48):
-        other_folds = ["data.test_fraction=0.2"] if size == 48 else []
-        settings = [*words, f"data.image_size={size}", "data.fold=0,1", *other_folds]
-        assert run("train.py", "-m", *settings, cwd=tmp_path).returncode == 0
-        done = run("compare.py", cwd=tmp_path)
-        assert ("all groups as one" in done.stdout) == (size == 40)  # 48: other lesions in them
-        if size == 40:
-            told = done.stdout.split("all groups as one: ")[1].splitlines()[0]
-    page = (tmp_path / "reports/comparison/comparison.html").read_text()
-    assert "All groups" not in page
-    words = told.split("evaluate.py ")[1].split()
-    done = run("evaluate.py", *words, "--output", "out", cwd=tmp_path)
+    more = ["data.image_size=40,48", "data.fold=0,1"]
+    done = subprocess.run(
+        command("train.py", "-m", *words, *more),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    facts = json.loads((tmp_path / "out/metrics.json").read_text())
+    return folder, done.stdout
+
+
+def test_one_command_trains_an_ensemble_and_names_what_evaluates_it(
+    sizes: tuple[Path, str], tmp_path: Path, run: Run
+) -> None:
+    folder, printed = sizes
+    told = printed.split("groups 1, 2 as one: ")[1].splitlines()[0]
+    words = told.split("evaluate.py ")[1].split()
+    done = run("evaluate.py", *words, "--output", str(tmp_path), cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((tmp_path / "metrics.json").read_text())
     assert facts["calibration"]["folds"] == 2
-    assert len(facts["checkpoints"]) == 4
+    assert facts["model"] == "ensemble of 4 (2 × baseline_cnn 40 px, 2 × baseline_cnn 48 px)"
+    seen = pd.read_csv(tmp_path / "predictions.csv")["image_id"]
+    splits = [pd.read_csv(path) for path in folder.glob("models/*/*/split.csv")]
+    assert sorted(seen) == sorted(
+        pd.concat(split.loc[split["split"] == "val", "image_id"] for split in splits).unique()
+    )
+
+
+def test_cross_validations_with_the_same_folds_are_named_together(
+    sizes: tuple[Path, str], run: Run, tmp_path: Path
+) -> None:
+    done = run("compare.py", "--output", str(tmp_path), cwd=sizes[0])
+    assert done.returncode == 0, done.stderr
+    assert "groups 1, 2, 3 as one: " in done.stdout
+    assert "Groups 1, 2, 3 evaluated as one" in (tmp_path / "comparison.html").read_text()
+
+
+@pytest.mark.parametrize("reason", ["other classes", "other lesions", "a fold less", "other seed"])
+def test_cross_validations_that_cannot_answer_together_are_not(
+    reason: str, sizes: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Two of the three are left as they are."""
+    shutil.copytree(sizes[0] / "models", tmp_path / "models")
+    runs = read_runs(sorted((tmp_path / "models").glob("*/*")))
+    assert [len(e) for e in ensembles(group(runs))] == [3]
+    first = runs[0]
+    if reason == "other classes":
+        runs[0].settings["model.num_classes"] = runs[1].settings["model.num_classes"] = 7
+    elif reason == "other lesions":
+        table = pd.read_csv(first.folder / "split.csv")
+        table.iloc[1:].to_csv(first.folder / "split.csv", index=False)
+    elif reason == "a fold less":
+        del runs[0]
+    else:
+        first.settings["seed"] = 7
+    assert [[len(one.runs) for one in e] for e in ensembles(group(runs))] == [[2, 2]]
+    (runs[-1].folder / "split.csv").unlink()
+    assert ensembles(group(runs)) == []
 
 
 def test_settings_that_differ_make_groups_and_are_named(

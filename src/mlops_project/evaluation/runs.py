@@ -61,11 +61,8 @@ class Group:
         """Whether each fold of a cross-validation has been trained, once."""
         folds = self.runs[0].settings.get("data.folds")
         done = sorted(run.settings["data.fold"] for run in self.runs)
-        return folds is not None and done == list(range(folds))
-
-    def splits(self) -> list[str]:
-        """What each run notes in split.csv about its images, in a fixed order."""
-        return sorted((run.folder / "split.csv").read_text(encoding="utf-8") for run in self.runs)
+        seeds = {run.settings["seed"] for run in self.runs}  # each deals other folds
+        return folds is not None and done == list(range(folds)) and len(seeds) == 1
 
 
 def finished(root: Path = MODELS) -> list[Path]:
@@ -108,17 +105,23 @@ def group(runs: Sequence[Run]) -> list[Group]:
     return [Group(str(number), members) for number, members in enumerate(found.values(), 1)]
 
 
-def answer_together(groups: Sequence[Group]) -> bool:
-    """Whether several groups are cross-validations with the same folds: a model of each has left
-    out the same images, and can be asked about them together."""
-    try:
-        return (
-            len(groups) > 1
-            and all(one.is_cross_validation() for one in groups)
-            and all(one.splits() == groups[0].splits() for one in groups[1:])
-        )
-    except FileNotFoundError:
-        return False
+def ensembles(groups: Sequence[Group]) -> list[list[Group]]:
+    """The cross-validations that have the same folds, where there are several of them.
+
+    A model of each has left out the same images, so that together they can be asked about these.
+    """
+    found: dict[tuple[Any, ...], list[Group]] = {}
+    for one in groups:
+        if not one.is_cross_validation():
+            continue
+        kept = one.runs[0].settings
+        try:
+            splits = sorted((run.folder / "split.csv").read_bytes() for run in one.runs)
+        except OSError:
+            continue  # gone since; all else about the run can be told without it
+        same = (kept["model.num_classes"], kept["data.data_dir"], *splits)
+        found.setdefault(same, []).append(one)
+    return [members for members in found.values() if len(members) > 1]
 
 
 def differing(groups: Sequence[Group]) -> list[str]:

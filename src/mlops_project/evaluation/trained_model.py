@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,12 @@ def load_models(paths: Sequence[Path]) -> list[TrainedModel]:
 
 
 def describe(models: Sequence[TrainedModel]) -> str:
-    """The name of a model, or those of an ensemble."""
-    names = [model.config.model.name for model in models]
-    return names[0] if len(names) == 1 else f"ensemble of {len(names)} ({', '.join(names)})"
+    """The name of a model, or how many of which kinds an ensemble has."""
+    if len(models) == 1:
+        return models[0].config.model.name
+    kinds = Counter(
+        " ".join(filter(None, (m.config.model.name, m.config.model.variant, f"{m.image_size} px")))
+        for m in models
+    )
+    told = ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
+    return f"ensemble of {len(models)} ({told})"

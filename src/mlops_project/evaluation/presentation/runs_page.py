@@ -24,8 +24,8 @@ from mlops_project.evaluation.presentation.page import embedded, page_frame
 from mlops_project.evaluation.runs import (
     METRICS,
     Group,
-    answer_together,
     differing,
+    ensembles,
     finished,
     group,
     read_runs,
@@ -55,7 +55,7 @@ def write_comparison(groups: Sequence[Group], folder: Path) -> list[Path]:
             {"name": g.name, "folders": [str(r.folder) for r in g.runs], "next": next_command([g])}
             for g in groups
         ],
-        "together": next_command(groups) if answer_together(groups) else "",
+        "ensembles": [{"names": _names(e), "next": next_command(e)} for e in ensembles(groups)],
         "curves": embedded(folder / "curves.png"),
     }
     page = rendering.write(folder / "comparison.html", "comparison.html.jinja", values)
@@ -91,8 +91,8 @@ def show(groups: Sequence[Group], written: Sequence[Path] = ()) -> None:
         lines.append(f"group {one.name}: {own or 'the same settings'} ({row['folders']})")
         if command := next_command([one]):
             lines.append(f"  as one: {command}")
-    if answer_together(groups):
-        lines.append(f"all groups as one: {next_command(groups)}")
+    for members in ensembles(groups):
+        lines.append(f"groups {_names(members)} as one: {next_command(members)}")
     if written:
         files = ", ".join(path.name for path in written)
         lines.append(f"written to {written[0].parent}/: {files}")
@@ -111,12 +111,16 @@ def show_new() -> Iterator[None]:
 
 
 def next_command(groups: Sequence[Group]) -> str:
-    """What evaluates the runs of the groups as one; nothing for a single run."""
+    """What evaluates a group, or one of `ensembles`, as one; nothing for a single run."""
     paths = [path for one in groups for path in one.checkpoints()]
     if len(paths) == 1:
         return ""
     split = " --split out-of-fold" if groups[0].is_cross_validation() else ""
     return f"uv run src/mlops_project/evaluate.py --checkpoint {' '.join(paths)}{split}"
+
+
+def _names(groups: Sequence[Group]) -> str:
+    return ", ".join(one.name for one in groups)
 
 
 def _measured(rows: Sequence[dict[str, Any]]) -> list[str]:
