@@ -18,6 +18,13 @@ from mlops_project.evaluation.runs import differing, ensembles, group, read_runs
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def printed_by(program: list[str], folder: Path) -> str:
+    """What a program prints that is run in a folder and ends well."""
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def folds(
     tmp_path_factory: pytest.TempPathFactory,
@@ -26,16 +33,9 @@ def folds(
 ) -> tuple[Path, str]:
     """A working folder with both folds of a cross-validation, and what the command printed."""
     folder = tmp_path_factory.mktemp("folds")
-    words = ["-m", f"data.data_dir={demo_folder}", "data.image_size=32", "training.max_epochs=1"]
-    done = subprocess.run(
-        command("train.py", *words, "data.folds=2", "data.fold=0,1"),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
+    words = [f"data.data_dir={demo_folder}", "data.image_size=32", "training.max_epochs=1"]
+    program = command("train.py", "-m", *words, "data.folds=2", "data.fold=0,1")
+    return folder, printed_by(program, folder)
 
 
 def test_several_runs_of_one_command_are_summed_up(folds: tuple[Path, str]) -> None:
@@ -92,16 +92,8 @@ def sizes(
     folder = tmp_path_factory.mktemp("sizes")
     shutil.copytree(folds[0], folder, dirs_exist_ok=True)
     words = folds[1].splitlines()[0].split()[1:-1]  # [1/2] SETTINGS data.fold=0
-    more = ["data.image_size=40,48", "data.fold=0,1"]
-    done = subprocess.run(
-        command("train.py", "-m", *words, *more),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
+    program = command("train.py", "-m", *words, "data.image_size=40,48", "data.fold=0,1")
+    return folder, printed_by(program, folder)
 
 
 def test_one_command_trains_an_ensemble_and_names_what_evaluates_it(
