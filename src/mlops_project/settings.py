@@ -389,9 +389,9 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
         found = typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except Exception as error:  # Hydra runs on the user's text alone, and raises nearly anything
         raise InputError(_reason(error)) from error
-    recipes = [o.partition("=")[2].strip("'\" ") for o in overrides if o.startswith("experiment=")]
-    if "experiment" in found and recipes:  # Hydra's place for a file that names no other
-        file = CONFIGS / "experiment" / f"{recipes[-1]}.yaml"
+    chosen = [o.partition("=")[2].strip("'\" ") for o in overrides if o.startswith("experiment=")]
+    if chosen and "experiment" in found:  # Hydra's place for a file that names no other
+        file = CONFIGS / "experiment" / f"{chosen[-1]}.yaml"
         raise InputError(f"{file}: its first line has to be '# @package _global_'")
     return found
 
