@@ -25,11 +25,18 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
+
+# Where no bytecode is written, each of the hundreds of processes compiles the libraries anew, which
+# takes it longer than all the rest.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / ".pytest_cache" / "bytecode")
+
 # Started in a shell's background, the tests and their processes would ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-COMMANDS = Path(__file__).resolve().parents[1] / "src" / "mlops_project"
+COMMANDS = ROOT / "src" / "mlops_project"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

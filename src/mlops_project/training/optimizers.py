@@ -20,21 +20,25 @@ ONECYCLE_WARMUP = 0.3
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = 1e-4 / 25
 
+# All other optimizers are timm's, whose import takes a second.
+PYTORCHS: dict[str, type[Adam]] = {"adam": Adam, "adamw": AdamW}
+
 
 def check_optimizer(name: str) -> None:
     """Raises InputError, naming close matches, for an optimizer that timm does not know."""
-    import difflib
+    if name.lower() not in PYTORCHS:
+        import difflib
 
-    from timm.optim import list_optimizers
+        from timm.optim import list_optimizers
 
-    known = [str(name) for name in list_optimizers()]
-    if name.lower() not in known:
-        near = difflib.get_close_matches(name.lower(), known, 3, 0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "adamw is a good choice"
-        raise InputError(
-            f"training.optimizer={name}: no such optimizer; {hint}\n"
-            "Known: adamw, adam, sgd, rmsprop, lion and all of timm.optim.list_optimizers()."
-        )
+        known = [str(name) for name in list_optimizers()]
+        if name.lower() not in known:
+            near = difflib.get_close_matches(name.lower(), known, 3, 0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else "adamw is a good choice"
+            raise InputError(
+                f"training.optimizer={name}: no such optimizer; {hint}\n"
+                "Known: adamw, adam, sgd, rmsprop, lion and all of timm.optim.list_optimizers()."
+            )
     try:
         weight = nn.Parameter(torch.ones(2, 2))
         weight.grad = torch.ones(2, 2)
@@ -81,25 +85,24 @@ def parameter_groups(
 
 
 def build_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer timm makes of that name, with its defaults for all but rate and decay.
+    """The optimizer of that name, with its defaults for all but rate and decay.
 
     Adam and AdamW are PyTorch's fused ones, one kernel for all weights, which on a CPU take a
-    fraction of the time of its default (`benchmarks/optimizers.py`). Its fused SGD fails where
-    weights begin to learn later than others of their group.
+    fraction of the time of its default (`benchmarks/optimizers.py`). The others are timm's;
+    PyTorch's fused SGD fails where weights begin to learn later than others of their group.
     """
-    from timm.optim import create_optimizer_v2, get_optimizer_class
+    rate = groups[0]["lr"]
+    if name.lower() not in PYTORCHS:
+        from timm.optim import create_optimizer_v2
 
-    kind = get_optimizer_class(name.lower(), bind_defaults=False)
+        return create_optimizer_v2(groups, opt=name.lower(), lr=rate, weight_decay=0.0)
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    fused = kind in (Adam, AdamW) and devices <= {"cpu", "cuda"}
-    more: dict[str, Any] = {"fused": True} if fused else {}
-    optimizer = create_optimizer_v2(
-        groups, opt=name.lower(), lr=groups[0]["lr"], weight_decay=0.0, **more
-    )
+    fused = devices <= {"cpu", "cuda"}
+    optimizer = PYTORCHS[name.lower()](groups, lr=rate, weight_decay=0.0, fused=fused or None)
     if fused:
         # A scaler of float16's gradients leaves their unscaling to such an optimizer; they could
         # not be clipped before, and Lightning refuses to.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer._step_supports_amp_scaling = False
     return optimizer
 
 
