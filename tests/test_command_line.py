@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlops_project import settings
+from mlops_project import hydra_overrides, setting_keys, settings
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Command = Callable[..., list[str]]
@@ -48,8 +48,8 @@ def test_help_lists_every_setting_and_every_file_of_configs(flag: str, run: Run)
 
     assert (done.returncode, done.stderr) == (0, "")
     shown = re.findall(r"^  ([a-z_.]+)(?: \[.*\])?$", done.stdout, re.M)
-    assert shown == list(settings.keys())
-    for file in settings.CONFIGS.glob("*/*.yaml"):
+    assert shown == list(setting_keys.keys())
+    for file in hydra_overrides.CONFIGS.glob("*/*.yaml"):
         assert re.search(rf"^  {file.parent.name}=.*\b{file.stem}\b", done.stdout, re.M)
 
 

@@ -15,12 +15,14 @@ from hypothesis import given
 from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
-from mlops_project import settings
+from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config, DataConfig
 from mlops_project.errors import InputError
+from mlops_project.hydra_overrides import CONFIGS, expand
+from mlops_project.setting_keys import GROUPS, Key, convert, keys
 
 NOTHING = ("null", "none")
-FILES = sorted(settings.CONFIGS.glob("*/*.yaml"))
+FILES = sorted(CONFIGS.glob("*/*.yaml"))
 
 
 def value(*arguments: str) -> Any:
@@ -54,32 +56,32 @@ def test_every_file_of_configs_composes_and_its_values_arrive(file: Path) -> Non
     variant = ["model.variant=convnext_atto"] if file.stem == "timm" else []
     container = settings.to_container(settings.load([f"{group}={file.stem}", *variant]))
 
-    assert group in settings.GROUPS
+    assert group in GROUPS
     given = yaml.safe_load(file.read_text())
     given.pop("defaults", None)  # an experiment's choice of other files
     assert holds(container if group == "experiment" else container[group], given)
 
 
-@pytest.mark.parametrize("file", [settings.CONFIGS / "train.yaml", *FILES], ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [CONFIGS / "train.yaml", *FILES], ids=lambda f: f.stem)
 def test_the_command_that_opens_a_file_of_configs_is_valid(file: Path) -> None:
     lines = re.findall(r"^# uv run src/mlops_project/train\.py *(.*)$", file.read_text(), re.M)
     assert lines
     for line in lines:
         words = [word for word in shlex.split(line) if "=" in word]
-        for job in settings.expand(words) if " -m " in f" {line}" else [words]:
+        for job in expand(words) if " -m " in f" {line}" else [words]:
             settings.load(job)
 
 
 # The schema
 
 
-@pytest.mark.parametrize("key", settings.keys().values(), ids=lambda key: key.name)
-def test_every_key_has_a_meaning_and_its_default_passes_its_own_check(key: settings.Key) -> None:
+@pytest.mark.parametrize("key", keys().values(), ids=lambda key: key.name)
+def test_every_key_has_a_meaning_and_its_default_passes_its_own_check(key: Key) -> None:
     assert key.facts["meaning"].strip()
-    assert settings.convert(key, key.default) == key.default
+    assert convert(key, key.default) == key.default
 
 
-def values_of(key: settings.Key) -> st.SearchStrategy[Any]:
+def values_of(key: Key) -> st.SearchStrategy[Any]:
     """Any value that the key's type and range allow."""
     facts = key.facts
     low = facts["above"] if facts["minimum"] is None else facts["minimum"]
@@ -103,7 +105,7 @@ def values_of(key: settings.Key) -> st.SearchStrategy[Any]:
 
 
 @settings_of(deadline=None)
-@given(st.fixed_dictionaries({name: values_of(key) for name, key in settings.keys().items()}))
+@given(st.fixed_dictionaries({name: values_of(key) for name, key in keys().items()}))
 def test_settings_survive_the_way_into_a_checkpoint_and_back(values: dict[str, Any]) -> None:
     config = Config()
     for name, given_value in values.items():
@@ -314,7 +316,7 @@ def test_a_variant_names_its_model_and_image_size(arguments: str, name: str, siz
     ],
 )
 def test_a_multirun_is_every_combination(arguments: list[str], key: str, values: list[Any]) -> None:
-    assert [attrgetter(key)(settings.load(job)) for job in settings.expand(arguments)] == values
+    assert [attrgetter(key)(settings.load(job)) for job in expand(arguments)] == values
 
 
 @pytest.mark.parametrize(
@@ -330,8 +332,8 @@ def test_a_multirun_is_every_combination(arguments: list[str], key: str, values:
 def test_a_file_of_settings_that_is_none_is_refused(
     lines: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(settings.CONFIGS, tmp_path / "configs")
-    monkeypatch.setattr(settings, "CONFIGS", tmp_path / "configs")
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(hydra_overrides, "CONFIGS", tmp_path / "configs")
     (tmp_path / "configs" / "training" / "default.yaml").write_bytes(lines)
     with pytest.raises(InputError, match=reason) as caught:
         settings.load([])
@@ -341,8 +343,8 @@ def test_a_file_of_settings_that_is_none_is_refused(
 def test_a_recipe_that_does_not_say_that_it_is_for_all_settings_is_told_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(settings.CONFIGS, tmp_path / "configs")
-    monkeypatch.setattr(settings, "CONFIGS", tmp_path / "configs")
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(hydra_overrides, "CONFIGS", tmp_path / "configs")
     recipe = tmp_path / "configs" / "experiment" / "mine.yaml"
     recipe.write_text("training:\n  max_epochs: 3\n")
     with pytest.raises(InputError, match=r"mine\.yaml: its first line has to be '# @package _gl"):
@@ -354,7 +356,7 @@ def test_a_recipe_that_does_not_say_that_it_is_for_all_settings_is_told_how(
 
 def test_a_multirun_without_end_is_refused() -> None:
     with pytest.raises(InputError, match="runs are more than 10,000"):
-        settings.expand(["seed=range(0,99999999)", "model=resnet,timm"])
+        expand(["seed=range(0,99999999)", "model=resnet,timm"])
 
 
 @pytest.mark.parametrize("damaged", [None, 3, [1], {"model": 3}, {"seed": "x"}])

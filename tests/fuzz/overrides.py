@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from mlops_project import settings
+from mlops_project import hydra_overrides, setting_keys, settings
 from tests.fuzz.damage import Step, damage, some_steps
 
-CONFIGS = settings.CONFIGS
+CONFIGS = hydra_overrides.CONFIGS
 settings.load([])  # Hydra imports its plugins, and writes what it likes while doing so
 
 VALUES = (
@@ -44,7 +44,7 @@ ODD = (
     ),
     *("hydra.output_subdir=/tmp/x", "hydra.job.chdir=true", "defaults=[x]", "_target_=os.system"),
 )
-keys = st.sampled_from(tuple(settings.keys())) | st.sampled_from(settings.GROUPS)
+keys = st.sampled_from(tuple(setting_keys.keys())) | st.sampled_from(setting_keys.GROUPS)
 values = st.sampled_from(VALUES) | st.text(max_size=15) | st.integers().map(str)
 values |= st.floats().map(str) | st.lists(st.sampled_from(VALUES), max_size=3).map(",".join)
 signs = st.sampled_from(("", "", "", "--", "+", "++", "~"))
@@ -59,7 +59,7 @@ def use(value: tuple[bool, list[str]], folder: Path) -> None:
     if not multirun:
         settings.load(arguments)
         return
-    jobs = settings.expand(arguments)
+    jobs = hydra_overrides.expand(arguments)
     for job in jobs[:2]:
         settings.load(job)
 
@@ -163,10 +163,10 @@ def build_edit(value: Edit, folder: Path) -> None:
 def use_edit(value: Edit, folder: Path) -> None:
     """Settings from an edited copy of configs/, with a setting that reads the edited file."""
     group, _, file = value.file.rpartition("/")
-    settings.CONFIGS = folder / "configs"
+    hydra_overrides.CONFIGS = folder / "configs"
     try:
         arguments = [f"{group}={Path(file).stem}"] if group else []
         settings.load([*arguments, *([value.argument] if value.argument[:4] != group[:4] else [])])
         settings.help_text()
     finally:
-        settings.CONFIGS = CONFIGS
+        hydra_overrides.CONFIGS = CONFIGS

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from mlops_project import settings
+from mlops_project import hydra_overrides, settings
 from tests.conftest import Run
 from tests.searching.conftest import TINY, WriteSweep
 
@@ -208,7 +208,7 @@ def test_a_trial_of_several_folds_is_worth_their_mean(
     # The last line trains both folds again.
     told = shlex.split(lines[-1])
     assert told[:4] == ["uv", "run", "src/mlops_project/train.py", "-m"]
-    jobs = [settings.load(job) for job in settings.expand(told[4:])]
+    jobs = [settings.load(job) for job in hydra_overrides.expand(told[4:])]
     assert [(c.data.folds, c.data.fold) for c in jobs] == [(2, 0), (2, 1)]
 
 

@@ -20,7 +20,7 @@ from mlops_project.searching.trials import (
     state,
     time_left,
 )
-from mlops_project.settings import shown
+from mlops_project.setting_keys import shown
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

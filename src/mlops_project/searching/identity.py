@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlops_project import settings
+from mlops_project import setting_keys, settings
 from mlops_project.errors import InputError
 from mlops_project.searching.space import Parameter
 from mlops_project.searching.sweep import Sweep
@@ -18,14 +18,14 @@ def identity(sweep: Sweep, folds: int | None) -> dict[str, str]:
         facts["--folds"] = str(folds)
     for name, value in settings.shaping(sweep.config).items():
         if name != "data.data_dir":  # the images may lie elsewhere on another worker's machine
-            facts[name] = settings.shown(value)
+            facts[name] = setting_keys.shown(value)
     return facts
 
 
 def check_same(name: str, before: dict[str, str], now: dict[str, str]) -> None:
     """Raises InputError where trials could not be compared with those that there are."""
     # A setting that only one of them has is of another version of this project.
-    optional = settings.keys().keys() - (before.keys() & now.keys())
+    optional = setting_keys.keys().keys() - (before.keys() & now.keys())
     names = [n for n in {**before, **now} if n not in optional]
     changed = [n for n in names if before.get(n) != now.get(n)]
     if changed:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mlops_project import settings
+from mlops_project import hydra_overrides
 from mlops_project.metrics import MONITORABLE, monitor_mode
 from mlops_project.printable import printable
 from mlops_project.searching.space import Parameter
@@ -123,7 +123,7 @@ def read_program(program: Any, found: Findings) -> None:
     path, said = Path(str(program)), printable(str(program))
     if path.name != "train.py":
         found.problems.append(f"program: {said}: must be src/mlops_project/train.py")
-    elif not path.exists() and not (settings.CONFIGS.parent / path).exists():
+    elif not path.exists() and not (hydra_overrides.CONFIGS.parent / path).exists():
         found.problems.append(f"program: {said}: no such file")
 
 
@@ -152,7 +152,7 @@ def read_command(command: Any, program: Any, found: Findings) -> list[str]:
             found.problems.append(f"command: {printable(word)}: not a setting KEY=VALUE")
     if not {*ARGS, *OTHER_ARGS} & set(words):
         found.problems.append("command: no parameter gets to train.py without ${args_no_hyphens}")
-    return settings.normalise(overrides)
+    return hydra_overrides.normalise(overrides)
 
 
 def check_command(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlops_project.printable import printable
-from mlops_project.settings import shown
+from mlops_project.setting_keys import shown
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

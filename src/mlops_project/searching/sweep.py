@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlops_project import settings
+from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config
 from mlops_project.errors import InputError
 from mlops_project.metrics import monitor_mode
@@ -71,7 +71,7 @@ class Sweep:
             values: of the parameters, as Optuna has them.
         """
         chosen = [override(name, value) for name, value in self.values_of(values).items()]
-        return [*self.overrides, *self.given, *settings.normalise(chosen)]
+        return [*self.overrides, *self.given, *hydra_overrides.normalise(chosen)]
 
     def named(self, name: str | None) -> Sweep:
         """The same under another name, if one is given; InputError where it is none."""
@@ -125,7 +125,7 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
         )
     commanded = sections.read_command(content.get("command"), content.get("program"), found)
 
-    given = settings.normalise(arguments)
+    given = hydra_overrides.normalise(arguments)
     names = {a.partition("=")[0].lstrip("+") for a in given}
     found.notes += [f"{p.name}: given, and not searched" for p in parameters if p.name in names]
     parameters = [p for p in parameters if p.name not in names]
@@ -142,7 +142,7 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     sections.check_command(content.get("command"), commanded, parameters, found)
 
     constants = [p.override(p.ends[0]) for p in parameters if len(p.choices) == 1]
-    overrides = [*commanded, *settings.normalise(constants)]
+    overrides = [*commanded, *hydra_overrides.normalise(constants)]
     if "wandb.enabled" not in names:  # a search needs no account, whatever the file says
         overrides = [o for o in overrides if not o.lstrip("+").startswith("wandb.enabled=")]
     metric = sections.read_metric(content, found)

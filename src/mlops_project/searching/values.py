@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mlops_project import settings
+from mlops_project import hydra_overrides, setting_keys, settings
 from mlops_project.errors import InputError
 from mlops_project.searching.sections import Findings
 from mlops_project.searching.space import Parameter, override
@@ -19,7 +19,7 @@ def check_values(parameters: Sequence[Parameter], found: Findings) -> None:
     Where values between the ends of a range may be none of the setting's, it looks at each.
     """
     for parameter in parameters:
-        key = settings.keys().get(parameter.name)
+        key = setting_keys.keys().get(parameter.name)
         number = key is not None and key.kind in ("int", "float") and not parameter.choices
         whole = parameter.step or isinstance(parameter.quantum, int)
         if key and number and key.kind == "int" and not whole:
@@ -43,12 +43,12 @@ def check_values(parameters: Sequence[Parameter], found: Findings) -> None:
 
 def _wrong(name: str, value: Any) -> str | None:
     """What is wrong with a value, in one line."""
-    key = settings.keys().get(name)
+    key = setting_keys.keys().get(name)
     try:
         if key is None or isinstance(value, str):
-            settings.load([*settings.normalise([override(name, value)])])
+            settings.load([*hydra_overrides.normalise([override(name, value)])])
         else:
-            settings.convert(key, value)
+            setting_keys.convert(key, value)
         if name == "training.optimizer":
             from mlops_project.training.optimizers import check_optimizer
 
@@ -75,14 +75,14 @@ def check_together(
 
     def wrong(chosen: dict[str, str]) -> str | None:
         try:
-            settings.load([*overrides, *settings.normalise(list((first | chosen).values()))])
+            settings.load([*overrides, *hydra_overrides.normalise(list((first | chosen).values()))])
         except InputError as error:
             return first_line(error)
         return None
 
     before = len(found.problems)
     for parameter in parameters:
-        dependent = parameter.name in settings.GROUPS or "model." in parameter.name
+        dependent = parameter.name in setting_keys.GROUPS or "model." in parameter.name
         between = 1 if dependent else max(1, len(parameter.ends) - 1)
         for value in parameter.ends[::between]:
             reason = wrong({parameter.name: parameter.override(value)})

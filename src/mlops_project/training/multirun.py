@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlops_project import settings
+from mlops_project import hydra_overrides, settings
 from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 
 PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
@@ -41,7 +41,7 @@ def run_each(arguments: Sequence[str]) -> int:
     Returns:
         0, or the exit code of the first run that failed.
     """
-    jobs = settings.expand(arguments)
+    jobs = hydra_overrides.expand(arguments)
     for job in jobs:
         settings.load(job)  # a mistake in the last one should not be found after hours
     first_failure = 0

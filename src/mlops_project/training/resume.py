@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from mlops_project import settings
+from mlops_project import setting_keys, settings
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.errors import InputError, ProjectError
@@ -242,7 +242,7 @@ def differences(
     """
     before, now = settings.from_container(container), config
     result = {}
-    for name, key in settings.keys().items():
+    for name, key in setting_keys.keys().items():
         old, new = _value(before, name), _value(now, name)
         rule = key.facts["resume"]
         if (given is not None and name not in given) or rule == "free" or new in (old, "auto"):
@@ -272,7 +272,7 @@ def _settings(config: Config, given: frozenset[str] | None, resume: Resume) -> C
             "A checkpoint of the end of an epoch (epoch=….ckpt) can go on with it."
         )
     merged = settings.from_container(resume.facts["config"])
-    for name in list(settings.keys()):
+    for name in list(setting_keys.keys()):
         value = _value(config, name)
         named = given is None or name in given
         # What was found for `auto` at the start of the run holds to its end.

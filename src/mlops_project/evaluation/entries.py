@@ -1,0 +1,230 @@
+"""The entries of metrics.json that rest on more than the predictions, each with its gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mlops_project.data import same_pictures
+from mlops_project.data.diagnoses import malignant_classes
+from mlops_project.errors import InputError
+from mlops_project.evaluation import (
+    abstention,
+    calibration,
+    comparison,
+    explanations,
+    leaks,
+    operating_points,
+    out_of_distribution,
+    patients,
+    subgroups,
+)
+from mlops_project.evaluation.decisions import decide, decide_across, difference
+from mlops_project.evaluation.images import Images, reopen
+from mlops_project.evaluation.inference import Predictions, embed, predict
+from mlops_project.evaluation.trained_model import TrainedModel
+
+FEW_IMAGES = 20  # of the validation split: with fewer, nothing fitted on them holds
+
+
+def add_calibration(
+    facts: dict[str, Any],
+    models: Sequence[TrainedModel],
+    images: Images,
+    validation: Predictions,
+    table: pd.DataFrame,
+    target_sensitivity: float,
+) -> None:
+    """Adds the decisions to the facts, and the calibrated probabilities to the table."""
+    names = images.class_names
+    prior = np.mean([model.log_prior(names) for model in models], axis=0)
+    fitting = partial(decide, names, validation.labelled(), table, target_sensitivity, prior)
+    decided, calibrated = fitting()
+    facts |= decided
+    facts["gaps"] += operating_points.undecided(decided)
+    table[[f"calibrated_{name}" for name in names]] = calibrated
+    _add_patients(facts, names, table, validation.table, fitting, prior)
+    # Those of the model's own logits are stored, for whoever uses it without this program.
+    known = decided.get("calibration")
+    if known and known["validation_images"] < FEW_IMAGES:
+        facts["gaps"].append(
+            f"the calibration and the thresholds are those of {known['validation_images']} "
+            "validation images: they are not to be relied on, and not stored"
+        )
+    elif known and calibration.at_the_end(known["temperature"]):
+        facts["gaps"].append(
+            f"the temperature {known['temperature']:.2f} is as far as was looked: the validation "
+            "split is too small, or its answers are all right or no better than chance"
+        )
+    elif known and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
+        calibration.store(
+            models[0].path,
+            {name: known[name] for name in ("temperature", "offsets", "prior")},
+            models[0].epoch,
+            known["validation_images"],
+        )
+
+
+def add_calibration_across_folds(
+    facts: dict[str, Any],
+    models: Sequence[TrainedModel],
+    images: Images,
+    table: pd.DataFrame,
+    target_sensitivity: float,
+) -> None:
+    """`add_calibration` for a cross-validation, each fold by the others."""
+    names, folds = images.class_names, images.folds
+    assert folds is not None
+    prior = np.mean([model.log_prior(names) for model in models], axis=0)
+    fitting = partial(decide_across, names, table, folds, target_sensitivity, prior)
+    decided, calibrated = fitting()
+    facts |= decided
+    facts["gaps"] += operating_points.undecided(decided)
+    table[[f"calibrated_{name}" for name in names]] = calibrated
+    _add_patients(facts, names, table, table, fitting, prior)
+
+
+def _add_patients(
+    facts: dict[str, Any],
+    names: list[str],
+    table: pd.DataFrame,
+    fitted_on: pd.DataFrame,
+    fitting: Callable[..., tuple[dict[str, Any], np.ndarray]],
+    prior: np.ndarray,
+) -> None:
+    """Adds what the same decisions come to where age, sex and site have a say in them."""
+    if not (patients.known(table) and patients.known(fitted_on)):
+        return
+    decided, probabilities = fitting(with_patients=True)
+    if decided:
+        known = (table["y_true"] != "").to_numpy()
+        alone = table[[f"calibrated_{name}" for name in names]].to_numpy()
+        both = probabilities[known], alone[known]
+        decided["difference"] = difference(names, table[known], *both, prior)
+        facts["with_patient_data"] = decided
+    table[[f"with_patient_data_{name}" for name in names]] = probabilities
+
+
+def add_abstention(facts: dict[str, Any], names: list[str], labelled: pd.DataFrame) -> None:
+    """Adds what is gained where the least sure images are left to a person."""
+    kind = "calibrated" if f"calibrated_{names[0]}" in labelled else "probability"
+    probabilities = labelled[[f"{kind}_{name}" for name in names]].to_numpy(dtype=float)
+    # It need not be the largest of the calibrated ones: it is the answer that counts.
+    answers = pd.Index(names).get_indexer(pd.Index(labelled["y_pred"]))
+    facts["abstention"] = abstention.judge(
+        (labelled["y_pred"] != labelled["y_true"]).to_numpy(),
+        probabilities[np.arange(len(answers)), answers],
+        labelled["lesion_id"].to_numpy(),
+    )
+
+
+def add_subgroups(
+    facts: dict[str, Any], names: list[str], table: pd.DataFrame, predictions: pd.DataFrame
+) -> None:
+    """Adds the malignant against benign of patients of each kind.
+
+    Args:
+        facts: of the evaluation.
+        names: of the classes.
+        table: the images that have a diagnosis.
+        predictions: of the same images, in the same order.
+    """
+    malignant = [names[k] for k in malignant_classes(names)]
+    scores = predictions[[f"probability_{name}" for name in malignant]].sum(axis=1).to_numpy()
+    truth, positive = (predictions[c].isin(malignant).to_numpy() for c in ("y_true", "y_pred"))
+    facts["subgroups"] = subgroups.compare(table, truth, scores, positive)
+
+
+def add_comparison(
+    facts: dict[str, Any],
+    other: Sequence[TrainedModel],
+    images: Images,
+    predictions: Predictions,
+) -> None:
+    """Adds the differences to another model, or why there are none."""
+    second = predict(other, reopen(images, other), tta=facts["tta"])
+    audit = leaks.audit(
+        [other[0].facts["split"]],
+        images.table,
+        same_pictures.thumbnails(images.data[0], images.rows),
+        leaks.training_pictures(other),
+    )
+    try:
+        found = comparison.compare(
+            images.class_names,
+            predictions.labelled(),
+            second.labelled(),
+            str(other[0].path),
+            trained_on={*audit["leaked_images"], *facts["leaks"]["leaked_images"]},
+        )
+    except InputError as error:
+        facts["gaps"].append("no comparison: " + str(error).splitlines()[0])
+        return
+    if audit["n_not_compared"]:
+        facts["gaps"].append(
+            f"{audit['n_not_compared']} training images of the other model are not at hand: images "
+            "like them under other ids are compared all the same"
+        )
+    facts["gaps"] += found.pop("gaps")
+    facts["comparison"] = found
+
+
+def add_distances(
+    facts: dict[str, Any],
+    models: Sequence[TrainedModel],
+    images: Images,
+    predictions: Predictions,
+    validation: Predictions,
+) -> None:
+    """Adds how unlike the known images these are, and each image's distance to the table."""
+    features, known = predictions.features, validation.features
+    if features is None or known is None:
+        facts["gaps"].append("no out-of-distribution scores: images were shown to different models")
+        return
+    found = out_of_distribution.judge(
+        (validation.table, known),
+        (predictions.table, features),
+        images.pixels,
+        lambda made: embed(models, made),
+    )
+    if "gap" in found:
+        facts["gaps"].append(found["gap"])
+        return
+    facts["out_of_distribution"] = found
+    table = predictions.table
+    lesions = [part["lesion_id"].to_numpy(dtype=str) for part in (table, validation.table)]
+    table["distance"] = out_of_distribution.distances(features, lesions[0], known, lesions[1])
+    table["flagged"] = table["distance"] > found["threshold"]
+
+
+def add_explanations(
+    facts: dict[str, Any],
+    models: Sequence[TrainedModel],
+    images: Images,
+    labelled: pd.DataFrame,
+    folder: Path,
+) -> None:
+    """Adds pictures of what the first model looks at."""
+    names = models[0].class_names
+    if labelled.empty:
+        explanations.remove_others(folder / explanations.FOLDER)
+        return
+    if images.class_names != names or not images.asked[0].all():
+        why = "the first model has finer classes than the labels"
+        if images.class_names == names:
+            why = "the first model is not asked about all images"
+        facts["gaps"].append(f"no pictures of what the network looks at: {why}")
+        explanations.remove_others(folder / explanations.FOLDER)
+        return
+    chosen = explanations.choose(labelled, names)
+    positions = pd.Index(images.table["image_id"]).get_indexer(pd.Index(chosen["image_id"]))
+    pixels = torch.from_numpy(images.pixels(positions))
+    found, missing = explanations.explain(models[0], chosen, pixels, folder, len(models))
+    facts["explanations"] = found
+    facts["gaps"] += [missing] if missing else []

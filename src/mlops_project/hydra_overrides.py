@@ -1,0 +1,160 @@
+"""What a user types as settings, checked by its names and written as Hydra reads it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlops_project.errors import InputError
+from mlops_project.printable import printable
+from mlops_project.setting_keys import GROUPS, NONE, Key, keys, suggestion
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MAX_RUNS = 10_000  # of a multirun
+
+
+def files_of(group: str) -> list[Path]:
+    """The files of settings in a folder of `configs/`, by their names."""
+    return sorted((CONFIGS / group).glob("*.yaml"))
+
+
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Overrides as Hydra writes them: no blanks, no leading hyphens, values quoted where needed."""
+    result = []
+    for argument in arguments:
+        if not argument.strip():
+            continue
+        text = argument.strip()
+        if text.startswith("--") and "=" in text:
+            text = text[2:]
+        result.append(_quoted(text))
+    return result
+
+
+def _quoted(override: str) -> str:
+    """Quotes the value when Hydra's grammar would refuse it, as it does a raw `=` in a path."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    name, equals, value = override.partition("=")
+    if not equals:
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except (HydraException, ValueError, RecursionError):
+        if value.startswith("[") and value.endswith("]"):
+            items = [item.strip().strip("'\"") for item in value[1:-1].split(",")]
+            return f"{name}=[{','.join(map(_in_quotes, items))}]"
+        return f"{name}={_in_quotes(value)}"
+    return override
+
+
+def _in_quotes(text: str) -> str:
+    """As a quoted text of Hydra's, where a backslash means itself unless quotes follow it."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
+
+
+def checked(override: str) -> tuple[str, str]:
+    """(key, value) of an override whose key exists."""
+    if "=" not in override:
+        near = suggestion(override.lstrip("-+~"))
+        raise InputError(
+            f"{printable(override)}: not understood; settings are written KEY=VALUE{near}"
+        )
+    name, _, value = override.partition("=")
+    name = name.strip().lstrip("+")
+    if name.startswith("~"):
+        raise InputError(
+            f"{printable(override)}: a setting cannot be removed; "
+            f"{printable(name[1:])}=VALUE changes it"
+        )
+    if name in GROUPS:
+        choices = [path.stem for path in files_of(name)]
+        plain = value.strip("'\" ")
+        if "," in plain:
+            raise InputError(_several(name, value))
+        if plain not in choices and not (name == "experiment" and plain in NONE):
+            close = difflib.get_close_matches(plain[:100], choices, 1, 0.4)
+            hint = f"; did you mean {name}={close[0]}?" if close else ""
+            raise InputError(
+                f"{name}={printable(plain)}: no such file in configs/{name}/{hint}\n"
+                f"Known: {', '.join(choices)}"
+            )
+        return name, value
+    if name not in keys():
+        raise InputError(
+            f"{printable(name or override)}: unknown setting{suggestion(name)}\n"
+            "(--help lists all of them)"
+        )
+    return name, _checked_value(keys()[name], value)
+
+
+def _checked_value(key: Key, value: str) -> str:
+    """The value as YAML; texts that only look like something else are quoted."""
+    plain = value.strip()
+    if plain.lower() in NONE and not plain.startswith("'"):
+        if not plain:
+            raise InputError(f"{key.name}=: the value is missing; {key.expected}")
+        if key.optional:
+            return "null"
+        if "none" in key.facts["choices"]:
+            return "none"
+    if key.kind.startswith("list"):
+        if not plain.startswith("["):
+            return f"[{plain}]"
+        return value
+    if re.search(r"^[^\[{'\"(]*,", plain):
+        raise InputError(_several(key.name, value))
+    plain_text = plain[:1] not in "'\"[{" and "\\" not in plain and plain.lower() not in NONE
+    if "off" in key.facts["words"] and plain.lower() == "false":
+        return plain  # the switch
+    if key.kind == "str" and not key.facts["choices"] and plain_text:
+        return _in_quotes(plain)  # 2024_01_02 and 1e3 are names here, not numbers
+    return value
+
+
+def _several(name: str, value: str) -> str:
+    return (
+        f"{name}={printable(value)}: several values need -m (one run for each), "
+        "or quotes if it is one text"
+    )
+
+
+def expand(arguments: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run of a multirun: `a=1,2 b=3` is two runs.
+
+    Raises:
+        InputError: not understood, or more than `MAX_RUNS` runs.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
+
+    texts, runs = normalise(arguments), 1.0
+    try:
+        overrides = OverridesParser.create().parse_overrides(texts)
+        for value in (override.value() for override in overrides):
+            if isinstance(value, ChoiceSweep):
+                runs *= len(value.list)
+            elif isinstance(value, RangeSweep):
+                start, stop = float(value.start or 0), float(value.stop or 0)
+                runs *= max(0.0, (stop - start) / float(value.step))
+        if runs > MAX_RUNS:
+            raise InputError(f"{runs:,.0f} runs are more than {MAX_RUNS:,}: give fewer values")
+        batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    except InputError:
+        raise
+    except Exception as error:  # Hydra runs on the user's text alone, and raises nearly anything
+        raise InputError(reason(error)) from error
+    return [list(job) for batch in batches for job in batch]
+
+
+def reason(error: Exception) -> str:
+    """What an error of Hydra's or YAML's says, in a line."""
+    if isinstance(error, RecursionError):
+        return "the settings are nested too deeply: look for a long row of brackets"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(" ".join(lines[:3]), 400) or type(error).__name__
