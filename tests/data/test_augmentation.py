@@ -13,9 +13,10 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from mlops_project.data.augmentation import BatchAugmentation, _matrices, recolour, shrink, warp
+from mlops_project.data.augmentation import BatchAugmentation, _matrices
 from mlops_project.data.crops import cut, places
 from mlops_project.data.decode import decode
+from mlops_project.data.image_operations import recolour, shrink, warp
 
 DRAWS = 4000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

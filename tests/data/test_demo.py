@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mlops_project.data.demo import SHARES, draw_lesion, draw_table, generate, render
+from mlops_project.data.demo import SHARES, draw_table, generate
+from mlops_project.data.demo_lesions import draw_lesion, render
 from mlops_project.data.sources import read_source
 from mlops_project.data.splits import split_by_lesion
 from mlops_project.errors import InputError

@@ -36,9 +36,9 @@ def augment(
         images: uint8 [B, 3, S, S].
         result: float32 [B, 3, S, S], which is filled.
         normalisation: scale and offset of each channel's grey levels, [3, 2].
-        matrices: of the warp, as for `augmentation.warp`, [B, 2, 3]; None: nothing moves.
-        factors: of the colours, as for `augmentation.recolour`, [B, 3]; None: they stay.
-        shifts: of the hues, as for `augmentation.turn_hues`, [B]; None: they stay.
+        matrices: of the warp, as for `image_operations.warp`, [B, 2, 3]; None: nothing moves.
+        factors: of the colours, as for `image_operations.recolour`, [B, 3]; None: they stay.
+        shifts: of the hues, as for `image_operations.turn_hues`, [B]; None: they stay.
     """
     cv2 = _opencv()
     size = images.shape[-1]
@@ -92,7 +92,7 @@ def _between_pixels(matrices: np.ndarray, size: int) -> np.ndarray:
 
 
 def _colour_maps(factors: np.ndarray) -> np.ndarray:
-    """`augmentation.recolour` as matrices [B, 3, 4], the last column to be multiplied by m."""
+    """`image_operations.recolour` as matrices [B, 3, 4], the last column to be multiplied by m."""
     b, c, s = factors.T[:, :, None, None]
     own = b * c * s * np.eye(3) + b * c * (1 - s) * np.asarray(GREY)
     return np.concatenate([own, np.broadcast_to(b * (1 - c), (len(factors), 3, 1))], axis=2)

@@ -12,8 +12,9 @@ from torch import nn
 
 from mlops_project import settings
 from mlops_project.config import Config
-from mlops_project.data.augmentation import BatchAugmentation, shrink
+from mlops_project.data.augmentation import BatchAugmentation
 from mlops_project.data.datamodule import HAM10000DataModule
+from mlops_project.data.image_operations import shrink
 from mlops_project.data.randomness import seed_for
 from mlops_project.data.sampling import POWERS
 from mlops_project.errors import InputError
