@@ -18,7 +18,6 @@ from typing import Any
 from mlops_project import hydra_overrides
 from mlops_project.config import Config
 from mlops_project.errors import InputError
-from mlops_project.hydra_overrides import checked, files_of, normalise, reason
 from mlops_project.models.variants import check_model_settings, default_image_size, family_of
 from mlops_project.printable import printable
 from mlops_project.setting_keys import GROUPS, NONE, convert, keys, shown, suggestion
@@ -43,7 +42,7 @@ def load(arguments: Sequence[str]) -> Config:
     Raises:
         InputError: with the key, what is wrong with it, and what would be right.
     """
-    overrides = [checked(a) for a in normalise(arguments)]
+    overrides = [hydra_overrides.checked(a) for a in hydra_overrides.normalise(arguments)]
     given = {name for name, _ in overrides}
     texts = [f"{n}={v}" for n, v in overrides if n != "experiment" or v.lower() not in NONE]
     if "model" not in given:
@@ -63,7 +62,7 @@ def given(arguments: Sequence[str]) -> frozenset[str]:
         arguments: as for `load`, which has accepted them.
     """
     named: set[str] = set()
-    for name, value in map(checked, normalise(arguments)):
+    for name, value in map(hydra_overrides.checked, hydra_overrides.normalise(arguments)):
         if name == "experiment" and value.lower() not in NONE:
             plain = value.strip("'\" ")
             named |= _keys_in(hydra_overrides.CONFIGS / name / f"{plain}.yaml")
@@ -177,7 +176,7 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    files = [path for group in GROUPS for path in files_of(group)]
+    files = [path for group in GROUPS for path in hydra_overrides.files_of(group)]
     for path in [hydra_overrides.CONFIGS / "train.yaml", *files]:
         check_file(path)
     # The defaults alone: types are checked by `_typed`, whose messages name the range.
@@ -188,7 +187,7 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
             composed = compose("train", overrides=overrides)
         found = typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except Exception as error:  # Hydra runs on the user's text alone, and raises nearly anything
-        raise InputError(reason(error)) from error
+        raise InputError(hydra_overrides.reason(error)) from error
     chosen = [o.partition("=")[2].strip("'\" ") for o in overrides if o.startswith("experiment=")]
     if chosen and "experiment" in found:  # Hydra's place for a file that names no other
         file = hydra_overrides.CONFIGS / "experiment" / f"{chosen[-1]}.yaml"
@@ -211,7 +210,9 @@ def check_file(path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as YAML: {reason(error)}") from error
+        raise InputError(
+            f"{path}: not readable as YAML: {hydra_overrides.reason(error)}"
+        ) from error
     if aliases:
         raise InputError(f"{path}: aliases (*name) are not supported: write the value out")
 
@@ -257,7 +258,9 @@ def help_text() -> str:
         "Files of settings",
     ]
     for group in GROUPS:
-        lines.append(f"  {group}={', '.join(path.stem for path in files_of(group))}")
+        lines.append(
+            f"  {group}={', '.join(path.stem for path in hydra_overrides.files_of(group))}"
+        )
     section = None
     for key in keys().values():
         head = key.name.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""The entries of metrics.json that rest on more than the predictions, each with its gaps."""
+"""The entries of metrics.json that follow from the predictions; why one is missing is a gap."""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ ONECYCLE_WARMUP = 0.3
 ONECYCLE_START = 1 / 25
 ONECYCLE_END = 1e-4 / 25
 
-# All other optimizers are timm's, whose import takes a second.
-PYTORCHS: dict[str, type[Adam]] = {"adam": Adam, "adamw": AdamW}
+# PyTorch's own; all other optimizers are timm's, whose import takes a second.
+FUSED: dict[str, type[Adam]] = {"adam": Adam, "adamw": AdamW}
 
 
 def check_optimizer(name: str) -> None:
     """Raises InputError, naming close matches, for an optimizer that timm does not know."""
-    if name.lower() not in PYTORCHS:
+    if name.lower() not in FUSED:
         import difflib
 
         from timm.optim import list_optimizers
@@ -92,13 +92,13 @@ def build_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Opti
     PyTorch's fused SGD fails where weights begin to learn later than others of their group.
     """
     rate = groups[0]["lr"]
-    if name.lower() not in PYTORCHS:
+    if name.lower() not in FUSED:
         from timm.optim import create_optimizer_v2
 
         return create_optimizer_v2(groups, opt=name.lower(), lr=rate, weight_decay=0.0)
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = devices <= {"cpu", "cuda"}
-    optimizer = PYTORCHS[name.lower()](groups, lr=rate, weight_decay=0.0, fused=fused or None)
+    optimizer = FUSED[name.lower()](groups, lr=rate, weight_decay=0.0, fused=fused or None)
     if fused:
         # A scaler of float16's gradients leaves their unscaling to such an optimizer; they could
         # not be clipped before, and Lightning refuses to.
