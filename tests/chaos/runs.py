@@ -261,11 +261,11 @@ class Round:
         assert code == 0 or told.count("error: ") == 1, f"not one message: {told[-500:]}"
         (self.folder / "ballast").unlink(missing_ok=True)
         assert code in (1, 0), f"exit code {code} with a full disk"
-        for path in self.folder.glob("models/*/*/checkpoints/*"):
-            assert path.suffix == ".ckpt", f"{path} is left behind"
-            assert path in damaged or _readable(path), f"{path} is damaged"
         left = set(self.folder.glob("models/**/.*.tmp")) - unfinished
         assert not left, f"{left} are left behind"
+        for path in set(self.folder.glob("models/*/*/checkpoints/*")) - unfinished:
+            assert path.suffix == ".ckpt", f"{path} is left behind"
+            assert path in damaged or _readable(path), f"{path} is damaged"
 
     def _steps(self) -> int:
         lasts = self.folder.glob("models/*/*/checkpoints/last.ckpt")
