@@ -131,6 +131,12 @@ def _plain_from_a_spreadsheet(folder: Path) -> None:
     _images(folder / "images", IMAGES)
 
 
+def _plain_by_the_archives_names(folder: Path) -> None:
+    _images(folder, IMAGES)
+    header = "lesion_id,isic_id,dx,dx_type,age_approx,sex,anatom_site_general,dataset"
+    _write(folder / "metadata.csv", TABLE.replace(HEADER, header))
+
+
 def _plain_in_utf_16(folder: Path) -> None:
     _write(folder / "metadata" / "metadata.txt", TABLE.replace(",", "\t").encode("utf-16"))
     _images(folder / "images", IMAGES)
@@ -152,6 +158,7 @@ def _plain_in_utf_16(folder: Path) -> None:
         ("plain", _plain_with_endings),
         ("plain", _plain_from_a_spreadsheet),
         ("plain", _plain_in_utf_16),
+        ("plain", _plain_by_the_archives_names),
     ],
 )
 def test_every_layout_gives_the_same_table(layout: str, lay_out, tmp_path: Path) -> None:

@@ -17,8 +17,12 @@ from mlops_project.printable import printable
 
 TABLE_ENDINGS = (".csv", ".tab", ".tsv", "", ".txt")
 MAX_TABLE_BYTES = 500 * 2**20
-# What the ISIC challenges, the ISIC archive and others call the column image_id.
-OTHER_NAMES = ("image", "isic_id", "image_name", "filename", "file_name")
+# What the ISIC challenges, the ISIC archive and others call our columns.
+OTHER_NAMES = {
+    "image_id": ("image", "isic_id", "image_name", "filename", "file_name"),
+    "age": ("age_approx",),
+    "localization": ("anatom_site_general", "anatom_site_general_challenge"),
+}
 
 
 def is_table(path: Path) -> bool:
@@ -135,24 +139,24 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
 def is_of_images(path: Path) -> bool:
     """Whether a table names images and their diagnoses."""
     try:
-        return {"image_id", "dx"} <= renamed(set(read_table(path).columns))
+        return {"image_id", "dx"} <= set(renamed(read_table(path).columns))
     except InputError:
         return False
 
 
-def renamed(columns: set[str]) -> set[str]:
-    """The columns of a table, that of the images under its own name."""
-    others = [name for name in OTHER_NAMES if name in columns]
-    if "image_id" in columns or not others:
-        return columns
-    return (columns - {others[0]}) | {"image_id"}
+def renamed(columns: Iterable[str]) -> list[str]:
+    """The columns of a table, by our names for those that are known by others."""
+    ours = list(columns)
+    for name, others in OTHER_NAMES.items():
+        found = [other for other in others if other in ours]
+        if found and name not in ours:
+            ours[ours.index(found[0])] = name
+    return ours
 
 
 def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
     raw = read_table(path)
-    others = [name for name in OTHER_NAMES if name in raw.columns]
-    if "image_id" not in raw.columns and others:
-        raw = raw.rename(columns={others[0]: "image_id"})
+    raw.columns = pd.Index(renamed(raw.columns))
     if unlabelled and "dx" not in raw.columns:
         raw["dx"] = ""
     _require(raw, ("image_id", "dx"), path)
