@@ -21,7 +21,7 @@ MAX_TABLE_BYTES = 500 * 2**20
 OTHER_NAMES = {
     "image_id": ("image", "isic_id", "image_name", "filename", "file_name"),
     "age": ("age_approx",),
-    "localization": ("anatom_site_general", "anatom_site_general_challenge"),
+    "localization": ("anatom_site_general",),
 }
 
 
@@ -156,7 +156,7 @@ def renamed(columns: Iterable[str]) -> list[str]:
 
 def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
     raw = read_table(path)
-    raw.columns = pd.Index(renamed(raw.columns))
+    raw.columns = renamed(raw.columns)
     if unlabelled and "dx" not in raw.columns:
         raw["dx"] = ""
     _require(raw, ("image_id", "dx"), path)
