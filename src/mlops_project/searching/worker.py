@@ -170,8 +170,9 @@ class Worker:
                     beaten = time.monotonic()
                 if run.folder is not None and not known:
                     known = True
-                    runs.mark(run.folder, facts)
+                    # In this order: a run that bears the mark is found again whatever happens.
                     self.study.note(trial, name, str(run.folder.absolute()))
+                    runs.mark(run.folder, facts)
                 if report and not behind:
                     behind = self._report(trial, run, reported)
                     if behind:
