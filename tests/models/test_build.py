@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -262,3 +265,20 @@ def test_freezing_leaves_a_network_that_evaluates_in_evaluation() -> None:
     network = network_of("resnet18").eval()
     freeze(network, [])
     assert not any(module.training for module in network.modules())
+
+
+def test_a_run_of_the_small_network_does_not_wait_for_timm_to_be_imported() -> None:
+    program = (
+        "import json, sys\n"
+        "import mlops_project.training.run\n"
+        "from mlops_project.config import ModelConfig\n"
+        "from mlops_project.models.build import build_model\n"
+        "build_model(ModelConfig(**json.loads(sys.argv[1]), pretrained=False), 64)\n"
+        "print('timm' in sys.modules)\n"
+    )
+    imported = {}
+    for name in ("baseline_cnn", "resnet18"):
+        command = [sys.executable, "-c", program, json.dumps(NETWORKS[name])]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        imported[name] = done.stdout.split()[-1]
+    assert imported == {"baseline_cnn": "False", "resnet18": "True"}
