@@ -202,7 +202,9 @@ def test_a_bug_shows_its_traceback_on_the_console_and_in_the_log_file(
         assert "lost key" in text
 
 
-def test_a_signal_whose_exception_python_drops_is_remembered(tmp_path: Path) -> None:
+def test_a_signal_whose_exception_python_drops_is_remembered_without_a_word(
+    tmp_path: Path,
+) -> None:
     body = (
         "class Dropped:\n"
         "    def __del__(self):\n"
@@ -214,4 +216,13 @@ def test_a_signal_whose_exception_python_drops_is_remembered(tmp_path: Path) -> 
         "interruption.defer()\n"
         "return interruption.number\n"
     )
-    assert run_body(body, tmp_path).returncode == signal.SIGTERM
+    done = run_body(body, tmp_path)
+    assert (done.returncode, done.stderr) == (signal.SIGTERM, "")
+
+
+def test_any_other_exception_that_python_drops_is_told(tmp_path: Path) -> None:
+    body = "class Dropped:\n    def __del__(self):\n        raise ValueError('lost')\nDropped()\n"
+
+    done = run_body(body, tmp_path)
+    assert done.returncode == 0
+    assert "ValueError: lost" in done.stderr

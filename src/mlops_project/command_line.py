@@ -14,6 +14,7 @@ from mlops_project.errors import (
     ENDING_SIGNALS,
     EXIT_FAILED,
     ProjectError,
+    Signalled,
     file_failure,
     interrupted_by,
     is_out_of_memory,
@@ -47,6 +48,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     for number in ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
             signal.signal(number, raise_for_signal)
+    sys.unraisablehook = _tell_unraisable
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -80,6 +82,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         # Python would try once more at exit, and end with a code of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _tell_unraisable(told: sys.UnraisableHookArgs) -> None:
+    """Python's own words about what a callback raised, but of a signal: `errors` remembers it."""
+    if not issubclass(told.exc_type, Signalled):
+        sys.__unraisablehook__(told)
 
 
 def _end_workers() -> None:
