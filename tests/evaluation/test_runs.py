@@ -13,7 +13,11 @@ import pandas as pd
 import pytest
 
 from mlops_project.errors import InputError
+from mlops_project.evaluation import calibration
+from mlops_project.evaluation.images import open_images
+from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.runs import differing, ensembles, group, read_runs, table
+from mlops_project.evaluation.trained_model import load_models
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -65,6 +69,35 @@ def test_each_lesion_is_in_one_validation_fold_and_is_evaluated_once(
     assert facts["calibration"]["folds"] == 2
     told_of = pd.read_csv(folder / "out/predictions.csv")
     assert sorted(told_of["image_id"]) == sorted(val["image_id"])
+
+
+def test_on_new_images_a_cross_validation_is_calibrated_by_what_is_out_of_fold(
+    folds: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folds[0])
+    best = sorted(folds[0].glob("models/*/*/checkpoints/epoch*.ckpt"))
+    facts = evaluate(best, output=tmp_path / "test")
+    evaluate(best, split="out-of-fold", output=tmp_path / "across")
+    across = pd.read_csv(tmp_path / "across/predictions.csv").set_index("image_id")
+    asked = open_images(load_models(best), None, "out-of-fold").about_one_fold()
+    known = across.loc[asked.table["image_id"]]
+    assert 0.4 < len(known) / len(across) < 0.6
+    assert set(known["y_true"]) == set(across["y_true"])
+    stays = across["lesion_id"].isin(known["lesion_id"])
+    assert stays.sum() == len(known)  # whole lesions
+    found = facts["calibration"]
+    assert found["validation_images"] == len(known)
+    names, prior = facts["class_names"], np.array(list(found["prior"].values()))
+    kind = [f"probability_{name}" for name in names]
+    labels = known["y_true"].map({name: k for k, name in enumerate(names)}).to_numpy()
+    temperature, offsets, _ = calibration.fit(labels, known[kind].to_numpy(dtype=float), prior)
+    assert found["temperature"] == pytest.approx(temperature, rel=1e-3)
+    assert list(found["offsets"].values()) == pytest.approx(offsets, abs=1e-3)
+    told = pd.read_csv(tmp_path / "test/predictions.csv")
+    expected = calibration.with_temperature(told[kind].to_numpy(), temperature, offsets)
+    assert np.allclose(told[[f"calibrated_{name}" for name in names]], expected, atol=1e-3)
+    assert {"operating_points", "prediction_sets"} <= set(facts)
+    assert any(f"fitted on {len(known)} images of the folds" in gap for gap in facts["gaps"])
 
 
 def test_a_page_and_a_table_show_runs_side_by_side(folds: tuple[Path, str], run: Run) -> None:

@@ -13,7 +13,7 @@ from mlops_project import settings
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.diagnoses import BINARY
 from mlops_project.data.sources import Source, read_source
-from mlops_project.data.splits import SPLITS, UNUSED
+from mlops_project.data.splits import SPLITS, UNUSED, subsample
 from mlops_project.errors import InputError
 from mlops_project.evaluation.trained_model import TrainedModel
 
@@ -79,6 +79,20 @@ class Images:
         stay = ~self.table["image_id"].isin(image_ids).to_numpy()
         if not stay.any():
             raise InputError(f"{self.folder}: all {len(stay)} images were seen in training")
+        return self._those(stay)
+
+    def about_one_fold(self) -> Images:
+        """As many images of a cross-validation as one of its folds has, from all folds.
+
+        Whole lesions of each diagnosis, always the same ones: what is fitted on a validation split
+        needs no more, and to ask about all takes as many times as long as there are folds.
+        """
+        assert self.folds is not None
+        share = 1 / len(np.unique(self.folds))
+        return self._those(subsample(self.table, self.folds, share, stratified=True, seed=0))
+
+    def _those(self, stay: np.ndarray) -> Images:
+        """The images that stay, bool [N]."""
         return replace(self, rows=self.rows[stay], asked=self.asked[:, stay])
 
 

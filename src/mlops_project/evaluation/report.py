@@ -14,7 +14,7 @@ import pandas as pd
 from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
 from mlops_project.evaluation import entries, evaluator, leaks
-from mlops_project.evaluation.images import Images, open_images
+from mlops_project.evaluation.images import OUT_OF_FOLD, Images, open_images
 from mlops_project.evaluation.inference import Predictions, predict
 from mlops_project.evaluation.presentation import terminal
 from mlops_project.evaluation.presentation.model_card import write_model_card
@@ -126,7 +126,7 @@ def _audited(
 def _validation(
     models: Sequence[TrainedModel], images: Images, split: str, tta: bool
 ) -> tuple[Predictions | None, str]:
-    """Predictions of the runs' own validation split, and what is missing of them."""
+    """Predictions of the runs' own validation images, and what is to be known of them."""
     missing = "no calibration, thresholds, prediction sets and out-of-distribution scores: "
     if images.folds is not None:
         return (
@@ -135,14 +135,23 @@ def _validation(
         )
     if split != "test":
         return None, f"{missing}they are fitted on images that are evaluated here"
-    if len({model.facts["split_hash"] for model in models}) > 1:
-        # What single models say of images would tell nothing of how sure their mean is.
-        return None, f"{missing}the models have different validation splits"
+    several = len({model.facts["split_hash"] for model in models}) > 1
     try:
-        own = open_images(models, None, "val", images.class_names)
+        own = open_images(models, None, OUT_OF_FOLD if several else "val", images.class_names)
     except InputError as error:
         return None, missing + str(error).splitlines()[0]
     gap = f"of the validation split, {own.absent}" if own.absent else ""
+    if several:
+        if own.folds is None:
+            # Of some images more models would answer than of others, and be surer of them.
+            return None, f"{missing}the models have different validation splits, and are no folds"
+        own = own.about_one_fold()
+        gap = (
+            "calibration, thresholds and prediction sets are fitted on "
+            f"{len(own.rows)} images of the folds, each told by the models that were not trained "
+            "on it: the mean of all tends to be right somewhat more often than its calibrated "
+            "probabilities say"
+        )
     return predict(models, own, tta=tta), gap
 
 
