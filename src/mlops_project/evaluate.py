@@ -74,7 +74,7 @@ def evaluate(
 
     The split is the run's own, so that no image it was trained on is counted. Each metric comes
     with a 95 % interval; thresholds, calibration and prediction sets are fitted on the run's
-    validation split. Images without a diagnosis are predicted.
+    validation images. Images without a diagnosis are predicted.
     """
     wait_longer_if_alone()
     from mlops_project.evaluation.report import evaluate as run

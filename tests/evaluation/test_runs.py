@@ -14,7 +14,7 @@ import pytest
 
 from mlops_project.errors import InputError
 from mlops_project.evaluation import calibration
-from mlops_project.evaluation.images import open_images
+from mlops_project.evaluation.images import ONE_FOLD, open_images
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.runs import differing, ensembles, group, read_runs, table
 from mlops_project.evaluation.trained_model import load_models
@@ -79,8 +79,7 @@ def test_on_new_images_a_cross_validation_is_calibrated_by_what_is_out_of_fold(
     facts = evaluate(best, output=tmp_path / "test")
     evaluate(best, split="out-of-fold", output=tmp_path / "across")
     across = pd.read_csv(tmp_path / "across/predictions.csv").set_index("image_id")
-    asked = open_images(load_models(best), None, "out-of-fold").about_one_fold()
-    known = across.loc[asked.table["image_id"]]
+    known = across.loc[open_images(load_models(best), None, ONE_FOLD).table["image_id"]]
     assert 0.4 < len(known) / len(across) < 0.6
     assert set(known["y_true"]) == set(across["y_true"])
     stays = across["lesion_id"].isin(known["lesion_id"])
@@ -145,6 +144,19 @@ def test_one_command_trains_an_ensemble_and_names_what_evaluates_it(
     assert sorted(seen) == sorted(
         pd.concat(split.loc[split["split"] == "val", "image_id"] for split in splits).unique()
     )
+
+
+def test_several_models_a_fold_are_calibrated_if_there_are_equally_many(
+    sizes: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sizes[0])
+    all_of_them = sorted(sizes[0].glob("models/*/*/checkpoints/epoch*.ckpt"))[2:]
+    assert len(all_of_them) == 4
+    facts = evaluate(all_of_them, output=tmp_path)
+    assert facts["calibration"]["validation_images"] > 20
+    facts = evaluate(all_of_them[:3], output=tmp_path)
+    assert "calibration" not in facts
+    assert any("not equally many have each image there" in gap for gap in facts["gaps"])
 
 
 def test_cross_validations_with_the_same_folds_are_named_together(

@@ -1,5 +1,5 @@
-"""What follows from the probabilities: calibration, thresholds and sets, fitted on the validation
-split, or on a cross-validation's other folds, and judged on the images that are evaluated."""
+"""What follows from the probabilities: calibration, thresholds and sets, fitted on validation
+images, or on a cross-validation's other folds, and judged on the images that are evaluated."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def decide(
     *,
     with_patients: bool = False,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Fits on the validation split, and judges on the predictions.
+    """Fits on validation images, and judges on the predictions.
 
     Args:
         names: of the classes, in the order of the probabilities.
         validation, predictions: tables of `inference.Predictions`; y_true of the latter may be "".
-        sensitivity: that the thresholds are to reach on the validation split.
+        sensitivity: that the thresholds are to reach on the validation images.
         prior: of `TrainedModel.log_prior`, float [K].
         with_patients: age, sex and site have a say in the calibrated probabilities.
 
@@ -257,7 +257,7 @@ def _operating_point(
     """A threshold of the validation's scores, and what it comes to; pairs of truth and scores."""
     threshold = operating_points.choose_threshold(*validation, sensitivity)
     if np.isnan(threshold):
-        return {"threshold": threshold, "gap": "no such image in the validation split"}
+        return {"threshold": threshold, "gap": "no such image in validation"}
     truth, scores = validation
     ones = np.ones((1, len(truth)))
     before = measures.binary(ones, truth, scores >= threshold)

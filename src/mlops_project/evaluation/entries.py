@@ -30,7 +30,7 @@ from mlops_project.evaluation.images import Images, reopen
 from mlops_project.evaluation.inference import Predictions, embed, predict
 from mlops_project.evaluation.trained_model import TrainedModel
 
-FEW_IMAGES = 20  # of the validation split: with fewer, nothing fitted on them holds
+FEW_IMAGES = 20  # of validation: with fewer, nothing fitted on them holds
 
 
 def add_calibration(
@@ -59,8 +59,9 @@ def add_calibration(
         )
     elif known and calibration.at_the_end(known["temperature"]):
         facts["gaps"].append(
-            f"the temperature {known['temperature']:.2f} is as far as was looked: the validation "
-            "split is too small, or its answers are all right or no better than chance"
+            f"the temperature {known['temperature']:.2f} is as far as was looked: there "
+            "are too few validation images, or the answers to them are all right or no better than "
+            "chance"
         )
     elif known and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
         calibration.store(
@@ -185,7 +186,7 @@ def add_distances(
     """Adds how unlike the known images these are, and each image's distance to the table."""
     features, known = predictions.features, validation.features
     if features is None or known is None:
-        facts["gaps"].append("no out-of-distribution scores: images were shown to different models")
+        facts["gaps"].append("no out-of-distribution scores: the models have seen different images")
         return
     found = out_of_distribution.judge(
         (validation.table, known),

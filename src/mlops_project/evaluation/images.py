@@ -18,6 +18,9 @@ from mlops_project.errors import InputError
 from mlops_project.evaluation.trained_model import TrainedModel
 
 OUT_OF_FOLD = "out-of-fold"
+# Of a cross-validation: as many images with a diagnosis as one fold has, from all folds, each told
+# by the models that have it in their validation split.
+ONE_FOLD = "one fold"
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,7 @@ class Images:
         In one, each model answers for one fold only (or for none of these images), and as many of
         them for each.
         """
-        told, folds = np.unique(self.asked, axis=1, return_inverse=True)
-        told = told[told.any(axis=1)]
-        alone = (told.sum(axis=1) == 1).all() and len(set(told.sum(axis=0))) == 1
-        return folds.reshape(-1) if alone and told.shape[1] > 1 else None
+        return folds_of(self.asked)
 
     def pixels(self, positions: np.ndarray, model: int = 0) -> np.ndarray:
         """The images at these of the N positions as a model sees them, uint8 [M, 3, S, S]."""
@@ -79,21 +79,15 @@ class Images:
         stay = ~self.table["image_id"].isin(image_ids).to_numpy()
         if not stay.any():
             raise InputError(f"{self.folder}: all {len(stay)} images were seen in training")
-        return self._those(stay)
-
-    def about_one_fold(self) -> Images:
-        """As many images of a cross-validation as one of its folds has, from all folds.
-
-        Whole lesions of each diagnosis, always the same ones: what is fitted on a validation split
-        needs no more, and to ask about all takes as many times as long as there are folds.
-        """
-        assert self.folds is not None
-        share = 1 / len(np.unique(self.folds))
-        return self._those(subsample(self.table, self.folds, share, stratified=True, seed=0))
-
-    def _those(self, stay: np.ndarray) -> Images:
-        """The images that stay, bool [N]."""
         return replace(self, rows=self.rows[stay], asked=self.asked[:, stay])
+
+
+def folds_of(asked: np.ndarray) -> np.ndarray | None:
+    """`Images.folds` of `Images.asked`."""
+    told, folds = np.unique(asked, axis=1, return_inverse=True)
+    told = told[told.any(axis=1)]
+    alone = (told.sum(axis=1) == 1).all() and len(set(told.sum(axis=0))) == 1
+    return folds.reshape(-1) if alone and told.shape[1] > 1 else None
 
 
 def open_images(
@@ -116,7 +110,8 @@ def open_images(
         class_names: to tell the labels by; None: as well as the table and the models can.
 
     Raises:
-        InputError: no such folder, or no image of that split in it.
+        InputError: no such folder, or no image of that split in it; `ONE_FOLD` of models that are
+            no cross-validation.
     """
     if data_dir is not None and not data_dir.strip():
         raise InputError("--data-dir: the name is empty (a variable that is not set?)")
@@ -137,6 +132,9 @@ def open_images(
     wanted = np.ones(len(parts), bool) if split == "all" else parts == split
     if split == OUT_OF_FOLD:
         asked, wanted = of_each != "train", (of_each == "val").any(axis=0)
+    if split == ONE_FOLD:
+        asked = of_each == "val"
+        wanted = _one_fold(source.table, asked)
     if not wanted.any():
         counts = ", ".join(f"{(parts == s).sum()} {s}" for s in (*SPLITS, UNUSED))
         whose = " for all of these checkpoints" if len(models) > 1 else ""
@@ -163,9 +161,32 @@ def open_images(
     return Images(Path(folder), data, rows, asked[:, rows], class_names, left_out, absent)
 
 
+def _one_fold(table: pd.DataFrame, asked: np.ndarray) -> np.ndarray:
+    """Which images are of `ONE_FOLD`, bool [N]: whole lesions of each diagnosis.
+
+    What is fitted on one run's validation split needs no more, and to ask about all would take as
+    many times as long as there are folds.
+
+    Raises:
+        InputError: the models are no cross-validation.
+    """
+    known = np.flatnonzero(asked.any(axis=0) & (table["dx"] != "").to_numpy())
+    folds = folds_of(asked[:, known])
+    if folds is None:
+        raise InputError(
+            "the models have different validation splits, and not equally many have each image "
+            "there, as the folds of a cross-validation would"
+        )
+    share = 1 / len(np.unique(folds))
+    stays = subsample(table.iloc[known], folds, share, stratified=True, seed=0)
+    wanted = np.zeros(len(table), dtype=bool)
+    wanted[known[stays]] = True
+    return wanted
+
+
 def _known_images(models: Sequence[TrainedModel], split: str) -> set[str]:
     """Ids of the images that the runs had in a split."""
-    parts = {"all": SPLITS, OUT_OF_FOLD: ("val",)}.get(split, (split,))
+    parts = {"all": SPLITS, OUT_OF_FOLD: ("val",), ONE_FOLD: ("val",)}.get(split, (split,))
     found: set[str] = set()
     for model in models:
         seen = model.facts["split"]

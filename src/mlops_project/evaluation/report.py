@@ -14,7 +14,7 @@ import pandas as pd
 from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
 from mlops_project.evaluation import entries, evaluator, leaks
-from mlops_project.evaluation.images import OUT_OF_FOLD, Images, open_images
+from mlops_project.evaluation.images import ONE_FOLD, Images, open_images
 from mlops_project.evaluation.inference import Predictions, predict
 from mlops_project.evaluation.presentation import terminal
 from mlops_project.evaluation.presentation.model_card import write_model_card
@@ -44,7 +44,7 @@ def evaluate(
         data_dir: folder with images; None: the run's own.
         split: "val", "test", "out-of-fold" or "all".
         output: folder to write to; None: reports/evaluation/<model>-version_N.
-        target_sensitivity: that thresholds reach on the validation split.
+        target_sensitivity: that thresholds reach on the validation images.
         tta: average over turned and mirrored images.
         exclude_leaked: leave out what shows anything of the training split.
         compare_with: checkpoint of another model.
@@ -72,8 +72,8 @@ def evaluate(
     log.info("predicting %d images", len(images.rows))
     facts = _facts(models, images, split, tta) | {"leaks": audit}
     predictions = predict(models, images, tta=tta)
-    validation, gap = _validation(models, images, split, tta)
-    facts["gaps"] += [gap] if gap else []
+    validation, gaps = _validation(models, images, split, tta)
+    facts["gaps"] += gaps
     table, labelled = predictions.table, predictions.labelled()
     if len(labelled) < len(table):
         gap = f"{len(table) - len(labelled)} images have no diagnosis (column dx): not measured"
@@ -125,34 +125,30 @@ def _audited(
 
 def _validation(
     models: Sequence[TrainedModel], images: Images, split: str, tta: bool
-) -> tuple[Predictions | None, str]:
-    """Predictions of the runs' own validation images, and what is to be known of them."""
+) -> tuple[Predictions | None, list[str]]:
+    """Predictions of the runs' own validation images, and what is missing or special of them."""
     missing = "no calibration, thresholds, prediction sets and out-of-distribution scores: "
     if images.folds is not None:
         return (
             None,
-            "no prediction sets and out-of-distribution scores: all images are of folds",
+            ["no prediction sets and out-of-distribution scores: all images are of folds"],
         )
     if split != "test":
-        return None, f"{missing}they are fitted on images that are evaluated here"
+        return None, [f"{missing}they are fitted on images that are evaluated here"]
     several = len({model.facts["split_hash"] for model in models}) > 1
     try:
-        own = open_images(models, None, OUT_OF_FOLD if several else "val", images.class_names)
+        own = open_images(models, None, ONE_FOLD if several else "val", images.class_names)
     except InputError as error:
-        return None, missing + str(error).splitlines()[0]
-    gap = f"of the validation split, {own.absent}" if own.absent else ""
+        return None, [missing + str(error).splitlines()[0]]
+    gaps = [f"of the validation images, {own.absent}"] if own.absent else []
+    predictions = predict(models, own, tta=tta)
     if several:
-        if own.folds is None:
-            # Of some images more models would answer than of others, and be surer of them.
-            return None, f"{missing}the models have different validation splits, and are no folds"
-        own = own.about_one_fold()
-        gap = (
-            "calibration, thresholds and prediction sets are fitted on "
-            f"{len(own.rows)} images of the folds, each told by the models that were not trained "
-            "on it: the mean of all tends to be right somewhat more often than its calibrated "
-            "probabilities say"
+        gaps.append(
+            f"what is calibrated was fitted on {len(predictions.table)} images of the folds, each "
+            "told by the models that were not trained on it: the mean of all differs from these, "
+            "so that thresholds and prediction sets may somewhat miss what they aim at"
         )
-    return predict(models, own, tta=tta), gap
+    return predictions, gaps
 
 
 def default_output(models: Sequence[TrainedModel]) -> Path:
