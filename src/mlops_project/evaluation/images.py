@@ -83,7 +83,7 @@ class Images:
 
 
 def folds_of(asked: np.ndarray) -> np.ndarray | None:
-    """`Images.folds` of `Images.asked`."""
+    """`Images.folds`, int64 [N] or None, of `Images.asked`, bool [M, N]."""
     told, folds = np.unique(asked, axis=1, return_inverse=True)
     told = told[told.any(axis=1)]
     alone = (told.sum(axis=1) == 1).all() and len(set(told.sum(axis=0))) == 1
