@@ -72,6 +72,13 @@ def test_the_command_that_opens_a_file_of_configs_is_valid(file: Path) -> None:
             settings.load(job)
 
 
+def test_what_an_experiment_builds_on_is_given_as_well() -> None:
+    base, built_on = (settings.given([f"experiment={name}"]) for name in ("cpu_best", "ensemble"))
+    assert {"model.name", "model.variant", "data.sampler"} < base
+    assert base | {"data.folds"} <= built_on
+    assert "wandb.project" not in built_on
+
+
 # The schema
 
 

@@ -34,8 +34,10 @@ def key(
         choices: the only values allowed.
         words: words allowed beside numbers, e.g. ``("auto",)``.
         source: publication or library a default comes from.
-        resume: what a resumed run may be given: "same" value only, "longer" (not smaller), or
-            "free", where the value only lengthens or watches the run, or says where things are.
+        resume: what a resumed run may be given: "same" value only; "fixed", the same even with
+            training.allow_changes, for what a checkpoint holds is made for it; "longer" (not
+            smaller); or "free", where the value only lengthens or watches the run, or says where
+            things are.
     """
     metadata = {
         "meaning": meaning,
@@ -58,9 +60,15 @@ def key(
 class ArchitectureConfig:
     """Layers of baseline_cnn (no other model reads them)."""
 
-    conv_blocks: int = key(4, "convolution blocks, each halving the image", minimum=1, maximum=8)
-    channels: list[int] = key([32, 64, 128, 256], "output channels of each block", minimum=1)
-    classifier_hidden: int = key(128, "units of the hidden layer before the head", minimum=1)
+    conv_blocks: int = key(
+        4, "convolution blocks, each halving the image", minimum=1, maximum=8, resume="fixed"
+    )
+    channels: list[int] = key(
+        [32, 64, 128, 256], "output channels of each block", minimum=1, resume="fixed"
+    )
+    classifier_hidden: int = key(
+        128, "units of the hidden layer before the head", minimum=1, resume="fixed"
+    )
 
 
 @dataclass
@@ -71,12 +79,18 @@ class ModelConfig:
         "baseline_cnn",
         "which network",
         choices=("baseline_cnn", "resnet", "efficientnet", "timm"),
+        resume="fixed",
     )
     num_classes: int = key(
-        2, "2: benign or malignant (mel, bcc, akiec); 7: the diagnoses", choices=(2, 7)
+        2,
+        "2: benign or malignant (mel, bcc, akiec); 7: the diagnoses",
+        choices=(2, 7),
+        resume="fixed",
     )
     variant: Optional[str] = key(
-        None, "resnet: 18, 34, 50, 101; efficientnet: b0 to b4; timm: any name timm knows"
+        None,
+        "resnet: 18, 34, 50, 101; efficientnet: b0 to b4; timm: any name timm knows",
+        resume="fixed",
     )
     pretrained: Union[bool, str] = key(
         "auto",
@@ -102,7 +116,7 @@ class ModelConfig:
         1e-3, "learning rate, where training.learning_rate is not set", above=0
     )
     weight_decay: float = key(
-        1e-2, "weight decay, where training.weight_decay is not set", minimum=0
+        1e-2, "weight decay, where training.weight_decay is not set", minimum=0, resume="fixed"
     )
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
 
@@ -254,9 +268,11 @@ class TrainingConfig:
         words=("auto",),
     )
     weight_decay: Optional[float] = key(
-        None, "weight decay, not on norms and biases (none: the model's)", minimum=0
+        None, "weight decay, not on norms and biases (none: the model's)", minimum=0, resume="fixed"
     )
-    optimizer: str = key("adamw", "adamw, adam, sgd, rmsprop, lion, or any name timm knows")
+    optimizer: str = key(
+        "adamw", "adamw, adam, sgd, rmsprop, lion, or any name timm knows", resume="fixed"
+    )
     lr_scheduler: str = key(
         "cosine",
         "how the learning rate changes after the warm-up",
@@ -301,7 +317,8 @@ class TrainingConfig:
     logit_adjustment: float = key(
         0.0,
         "tau: in training, tau log(frequency) of each class is added to its logit, so that the "
-        "network itself takes all classes for equally frequent (0: off; 1: wholly)",
+        "network itself takes all classes for equally frequent (0: off; 1: wholly; above 1: rare "
+        "ones for more frequent)",
         minimum=0,
         source="Menon et al., Long-tail learning via logit adjustment, ICLR 2021",
     )
@@ -325,7 +342,9 @@ class TrainingConfig:
         minimum=0,
         resume="free",
     )
-    monitor_metric: str = key("val_loss", "metric that picks the best epoch and stops early")
+    monitor_metric: str = key(
+        "val_loss", "metric that picks the best epoch and stops early", resume="fixed"
+    )
     save_top_k: int = key(
         3, "best checkpoints to keep (0: only last.ckpt)", minimum=0, resume="free"
     )
@@ -365,7 +384,11 @@ class TrainingConfig:
         0, "epochs that train only the head", unit="epochs", minimum=0
     )
     unfreeze_lr_factor: float = key(
-        1.0, "learning rate of the backbone as a factor of the head's", above=0, maximum=10
+        1.0,
+        "learning rate of the backbone as a factor of the head's",
+        above=0,
+        maximum=10,
+        resume="fixed",
     )
     progressive_unfreezing: bool = key(
         False, "free the backbone's stages from the head down, at the epochs of unfreeze_schedule"
@@ -376,7 +399,11 @@ class TrainingConfig:
         minimum=0,
     )
     layer_decay: float = key(
-        1.0, "learning rate of a stage as a factor of the next one's", above=0, maximum=1
+        1.0,
+        "learning rate of a stage as a factor of the next one's",
+        above=0,
+        maximum=1,
+        resume="fixed",
     )
 
     # Device

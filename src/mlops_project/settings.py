@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def given(arguments: Sequence[str]) -> frozenset[str]:
 
 
 def _keys_in(path: Path) -> set[str]:
+    """The keys that the file of an experiment sets itself, or by the files that it builds on."""
     from omegaconf import OmegaConf
 
     def leaves(node: Any, prefix: str) -> Iterable[str]:
@@ -85,8 +86,15 @@ def _keys_in(path: Path) -> set[str]:
             else:
                 yield prefix + name
 
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    return set(leaves(content, "")) & keys().keys()
+    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    found = set(leaves(content, ""))
+    for entry in content.get("defaults", []):
+        if isinstance(entry, dict):  # "override /model: timm"
+            groups = (str(group).split()[-1].strip("/") for group in entry)
+            found |= {f"{group}.name" for group in groups}
+        elif entry != "_self_":
+            found |= _keys_in(path.with_name(f"{entry}.yaml"))
+    return found & keys().keys()
 
 
 def resolve(config: Config) -> Config:
@@ -129,8 +137,14 @@ def to_container(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def shaping(config: Config) -> dict[str, Any]:
-    """The settings that what comes of a run depends on, by their dotted names."""
+def shaping(config: Config, auto: Collection[str] = ()) -> dict[str, Any]:
+    """The settings that what comes of a run depends on, by their dotted names.
+
+    Args:
+        config: of the run.
+        auto: which of them were found for "auto", and are that here: repetitions of a run may find
+            another learning rate each.
+    """
     container = to_container(config)
     found = {}
     for name, key in keys().items():
@@ -138,7 +152,7 @@ def shaping(config: Config) -> dict[str, Any]:
             value: Any = container
             for part in name.split("."):
                 value = value[part]
-            found[name] = value
+            found[name] = "auto" if name in auto else value
     return found
 
 

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from mlops_project.data.check import Report, check_folder
 from mlops_project.data.check_report import print_report
+from mlops_project.data.diagnoses import MALIGNANT
 from mlops_project.data.sources import read_source
 from mlops_project.data.splits import SPLITS, split_by_lesion
 from mlops_project.errors import InputError
@@ -59,6 +62,10 @@ def contradict(folder: Path) -> None:
     edit(folder, lambda lines: [*lines, lines[5].replace("female", "male")])
 
 
+def repeat_in_small_letters(folder: Path) -> None:
+    edit(folder, lambda lines: [*lines, lines[5].replace("ISIC", "isic")])
+
+
 def as_kaggle(folder: Path) -> None:
     (folder / "metadata" / "metadata.csv").rename(folder / "HAM10000_metadata.csv")
     (folder / "metadata").rmdir()
@@ -88,6 +95,20 @@ def test_a_sound_folder(make_folder: Make, layout: str) -> None:
     assert not any(word in text for word in ("broken ", "warning", "unused"))
 
 
+def test_benign_and_malignant_are_counted_as_what_they_are(make_folder: Make) -> None:
+    folder = make_folder()
+    path = folder / "metadata" / "metadata.csv"
+    table = pd.read_csv(path)
+    table["dx"] = np.where(table["dx"].isin(list(MALIGNANT)), "malignant", "benign")
+    table.to_csv(path, index=False)
+    text = printed(check_folder(folder))
+    assert "Nothing is broken" in text
+    assert "unknown" not in text
+    for name in ("benign", "malignant"):
+        row = next(line for line in text.splitlines() if f" {name} " in line)
+        assert f"{(table['dx'] == name).sum()} / " in row
+
+
 def test_the_split_is_that_of_training(make_folder: Make) -> None:
     folder = make_folder(lesions=8)
     report = check_folder(folder, seed=7, val_fraction=0.2, test_fraction=0.3)
@@ -104,6 +125,7 @@ def test_the_split_is_that_of_training(make_folder: Make) -> None:
         (cut_off, "unreadable", "ISIC_0000004"),
         (rename_diagnosis, "unknown", "acne"),
         (contradict, "duplicates", "ISIC_0000005"),
+        (repeat_in_small_letters, "duplicates", "ISIC_0000005"),
     ],
 )
 def test_each_damage_is_found_and_named(

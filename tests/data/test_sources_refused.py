@@ -157,6 +157,26 @@ def test_columns_that_are_unknown_get_defaults(tmp_path: Path) -> None:
     assert read["age"].isna().tolist() == [True, False, True]
 
 
+def test_a_cell_that_says_it_is_empty_is_empty(tmp_path: Path) -> None:
+    table = (
+        "image_id,lesion_id,dx,sex\nISIC_1,NA,nv,NaN\nISIC_2,nan,mel,male\nISIC_3,HAM_1,nv,NULL\n"
+    )
+    read = read_source(_plain(tmp_path / "ham", table)).table
+    assert read["lesion_id"].tolist() == ["ISIC_1", "ISIC_2", "HAM_1"], "no lesion is called NA"
+    assert read["sex"].tolist() == ["unknown", "male", "unknown"]
+
+
+def test_several_tables_of_images_are_not_chosen_from(tmp_path: Path) -> None:
+    folder = _plain(tmp_path / "ham")
+    other = folder / "metadata" / "more.csv"
+    other.write_text(TABLE)  # the same images once more
+    (folder / "metadata" / "a note.csv").write_text("author,year\nX,2018\n")
+    assert read_source(folder).table["image_id"].tolist() == list(IMAGES)
+    other.write_text("image_id,lesion_id,dx\nISIC_9,HAM_9,nv\n")
+    message = _refusal(folder)
+    assert "several tables name images: metadata/metadata.csv, metadata/more.csv" in message
+
+
 @pytest.mark.parametrize("cut", [0, 100])
 def test_a_damaged_archive_says_so(cut: int, tmp_path: Path) -> None:
     (tmp_path / "HAM10000_metadata").write_text(TABLE)

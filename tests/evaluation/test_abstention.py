@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from mlops_project.evaluation.abstention import COVERAGES, judge, risk_coverage
 
@@ -111,6 +112,12 @@ def test_equally_sure_images_are_kept_or_left_together() -> None:
     two = judge(wrong, np.array([0.9] * 3 + [0.6] * 5), np.arange(8))
     assert (two["coverage"], two["error"]) == ([3 / 8, 1.0], [0.0, 0.5])
     assert two["area"]["value"] == pytest.approx(5 / 8 * 0.5)
+
+
+def test_no_mistake_at_all_has_the_exact_interval_of_its_lesions() -> None:
+    at = judge(np.zeros(50, bool), np.linspace(0.5, 1, 50), np.repeat(np.arange(25), 2))["at"]
+    exact = binomtest(0, 25).proportion_ci(method="exact")
+    assert at[0]["ci95"] == pytest.approx([exact.low, exact.high])
 
 
 def test_a_single_image_and_a_single_lesion_have_a_curve() -> None:

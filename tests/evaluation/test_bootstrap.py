@@ -80,6 +80,31 @@ def test_a_calibration_error_lies_in_its_interval() -> None:
     assert 0 <= low <= found["value"] <= high
 
 
+def test_a_difference_of_calibration_errors_lies_about_the_middle_of_its_interval() -> None:
+    """Resampling adds more to the error of the model that is calibrated."""
+    random = np.random.default_rng(6)
+    off = []
+    for _ in range(10):
+        confidence = random.uniform(0.5, 1, 300)
+        correct = random.random(300) < confidence
+        too_sure = confidence ** (1 / 4)
+
+        def difference(
+            weights: np.ndarray,
+            c: np.ndarray = confidence,
+            d: np.ndarray = too_sure,
+            right: np.ndarray = correct,
+        ) -> dict[str, np.ndarray]:
+            one, other = (measures.calibration_error(weights, p, right) for p in (c, d))
+            return {"ece": one - other}
+
+        found = with_intervals(np.arange(300), difference, biased=measures.BIASED, least=-1)["ece"]
+        low, high = found["ci95"]
+        assert -1 <= low <= found["value"] <= high < 0
+        off.append((low + high) / 2 - found["value"])
+    assert abs(np.mean(off)) < 0.01  # 0.025 if it were not moved back
+
+
 def test_a_measure_that_no_resample_changes_has_no_interval() -> None:
     labels = np.repeat([0, 1], 6)
     scores = labels + np.linspace(0, 0.5, 12)

@@ -113,6 +113,10 @@ def test_another_folder_is_a_test_but_for_the_lesions_the_run_has_seen(
     )
     everything = evaluate(checkpoint, str(copy), "all", tmp_path / "all")
     assert everything["n_images"] == len(table) > facts["n_images"]
+    assert "calibration" not in everything  # the lesions that it is fitted on are among these
+    table["lesion_id"] = "new_" + table["lesion_id"].astype(str)
+    table.to_csv(copy / "metadata" / "metadata.csv", index=False)
+    assert "calibration" in evaluate(checkpoint, str(copy), "all", tmp_path / "elsewhere")
 
 
 def test_images_that_have_gone_are_counted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from mlops_project.errors import InputError
 from mlops_project.evaluation import calibration
 from mlops_project.evaluation.images import ONE_FOLD, open_images
+from mlops_project.evaluation.presentation.runs_page import next_command
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.runs import differing, ensembles, group, read_runs, table
 from mlops_project.evaluation.trained_model import load_models
@@ -191,6 +194,39 @@ def test_cross_validations_that_cannot_answer_together_are_not(
     assert ensembles(group(runs)) == []
 
 
+def test_folds_that_found_rates_of_their_own_are_one_group(
+    folds: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(folds[0] / "models", tmp_path / "models")
+    places = sorted((tmp_path / "models").glob("*/*"))[:2]
+    for number, place in enumerate(places, 1):
+        container = yaml.safe_load((place / "config.yaml").read_text())
+        container["training"]["learning_rate"] = number / 1000
+        (place / "config.yaml").write_text(yaml.safe_dump(container))
+    assert len(group(read_runs(places))) == 2
+    for place in places:
+        results = json.loads((place / "results.json").read_text())
+        results["auto"] = "training.compile training.learning_rate"
+        (place / "results.json").write_text(json.dumps(results))
+    (one,) = group(read_runs(places))
+    assert one.is_cross_validation()
+
+
+def test_what_is_named_as_one_can_be_pasted_and_is_of_one_seed(
+    folds: tuple[Path, str], tmp_path: Path
+) -> None:
+    shutil.copytree(folds[0] / "models", tmp_path / "my runs")
+    for path in tmp_path.rglob("results.json"):
+        results = json.loads(path.read_text())
+        results["checkpoint"] = f"my runs/{results['checkpoint']}"
+        path.write_text(json.dumps(results))
+    runs = read_runs(sorted((tmp_path / "my runs").glob("*/*")))[:2]
+    words = shlex.split(next_command(group(runs)))
+    assert words[-4:-2] == [run.results["checkpoint"] for run in runs]
+    runs[0].settings["seed"] = 7
+    assert next_command(group(runs)) == ""
+
+
 def test_settings_that_differ_make_groups_and_are_named(
     checkpoint: Path, seven: Path, other: Path
 ) -> None:
@@ -207,3 +243,6 @@ def test_settings_that_differ_make_groups_and_are_named(
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no finished run \(results.json is missing\)"):
         read_runs([tmp_path])
+    (tmp_path / "a.ckpt").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a.ckpt: no finished run"):
+        read_runs([tmp_path / "a.ckpt"])

@@ -17,8 +17,8 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(
         {
             "lesion_id": random.integers(0, 300, n).astype(str),
-            "age": random.choice([np.nan, 5, 29, 30, 44, 75, 90], n),
-            "sex": random.choice(["male", "female", "unknown"], n),
+            "age": random.choice([np.nan, 5, 29, 30, 44, 75, 90, -9, 999], n),
+            "sex": random.choice(["male", "Male ", "female", "Unknown", ""], n),
             "localization": random.choice(["back", "face"], n, p=[0.99, 0.01]),
             "dataset": random.choice(["vidir_modern", ""], n),
             "dx_type": "histo",
@@ -32,8 +32,9 @@ def test_every_image_is_in_one_group_of_each_attribute(table: pd.DataFrame) -> N
     bands = dict(zip(table["age"].fillna(-1), found["age"], strict=True))
     assert bands == {
         **{-1: "unknown", 5: "0 to 29", 29: "0 to 29", 30: "30 to 44", 44: "30 to 44"},
-        **{75: "75 and older", 90: "75 and older"},
+        **{75: "75 and older", 90: "75 and older", -9: "unknown", 999: "unknown"},
     }
+    assert set(found["sex"]) == {"male", "female", "unknown"}
     assert set(found["dataset"]) == {"vidir_modern", "unknown"}
     lesion = table["lesion_id"].iloc[0]
     several = (table["lesion_id"] == lesion).sum() > 1
@@ -43,10 +44,10 @@ def test_every_image_is_in_one_group_of_each_attribute(table: pd.DataFrame) -> N
 def test_a_group_s_measures_are_its_own_and_the_worst_one_is_named(table: pd.DataFrame) -> None:
     random = np.random.default_rng(5)
     truth = random.random(len(table)) < 0.4
-    signal = np.where(table["sex"] == "male", 0.0, 2.0)  # it sees nothing in men
+    men = table["sex"].str.strip().str.lower().eq("male").to_numpy()
+    signal = np.where(men, 0.0, 2.0)  # it sees nothing in men
     scores = 1 / (1 + np.exp(-(truth * signal + random.normal(size=len(table)))))
     facts = compare(table, truth, scores, scores >= 0.5)
-    men = (table["sex"] == "male").to_numpy()
     found = facts["groups"]["sex"]["male"]
     assert found["n_images"] == men.sum()
     assert found["auroc"]["value"] == pytest.approx(roc_auc_score(truth[men], scores[men]))
@@ -76,3 +77,7 @@ def test_without_two_groups_there_is_no_gap(table: pd.DataFrame) -> None:
     few = table.iloc[:10]
     facts = compare(few, np.ones(10, bool), np.ones(10), np.ones(10, bool))
     assert facts["largest_gap"] is None
+    truth = np.arange(len(table)) % 2 == 0
+    facts = compare(table, truth, truth.astype(float), truth)
+    assert len([g for g in facts["groups"]["sex"].values() if "auroc" in g]) > 1
+    assert facts["largest_gap"] is None  # all are told perfectly

@@ -161,6 +161,7 @@ def test_each_network_says_which_normalisation_it_expects(
         ({"name": "efficientnet"}, ["b0, b1, b2, b3, b4"]),
         ({"name": "timm"}, ["model.variant=NAME"]),
         ({"name": "timm", "variant": "convnext_ato"}, ["did you mean", "convnext_atto"]),
+        ({"name": "timm", "variant": "resnet18.a1_in1"}, ["no such weights", "resnet18.a1_in1k"]),
         ({"name": "timm", "variant": "../weights"}, ["timm knows no such network"]),
         ({"name": "baseline_cnn", "variant": "b0"}, ["model.variant=b0", "model=efficientnet"]),
         ({"name": "baseline_cnn", "pretrained": True}, ["no pretrained weights"]),

@@ -98,6 +98,8 @@ def test_listed_values_and_steps_are_all_there_and_nothing_else(
         ({"distribution": "beta"}, "x: beta: Optuna samples nothing like it"),
         ({"values": [1, 2], "probabilities": [0.1, 0.9]}, "Optuna tries all values equally often"),
         ({"distribution": "q_log_uniform_values", "min": 33, "max": 34, "q": 8}, "leaves 32 alone"),
+        ({"distribution": "q_log_uniform_values", "min": 0.1, "max": 0.4}, "q: 1 leaves 1 alone"),
+        ({"distribution": ["uniform"], "min": 1, "max": 2}, "no such distribution"),
         ({"distribution": "log_uniform", "min": 0, "max": 0.1}, "1 to 1.10517"),
         ({"distribution": "log_uniform", "min": 0.00001, "max": 0.01}, "1.00001 to 1.01005"),
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "min: 0 must be more than 0"),

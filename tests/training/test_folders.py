@@ -106,6 +106,16 @@ def test_the_folder_of_a_run_is_known_from_its_checkpoint(
         assert run_folder_of(str(tmp_path / checkpoint)) == expected
 
 
+def test_a_run_above_the_present_folder_is_called_by_its_own_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "models/resnet/version_3"
+    (run / "checkpoints").mkdir(parents=True)
+    for place in (tmp_path / "models", run.parent, run, run / "checkpoints"):
+        monkeypatch.chdir(place)
+        assert run_folder_of(os.path.relpath(run / "checkpoints/last.ckpt")) == run
+
+
 # The log
 
 

@@ -209,7 +209,7 @@ def formula(options: TrainingConfig, steps_per_epoch: int, t: int) -> float:
         "cosine": m + (1 - m) * half_cosine(p),
         "polynomial": m + (1 - m) * (1 - p) ** options.lr_power,
         "step": max(m, options.lr_factor ** (t // steps_per_epoch // options.lr_step_epochs)),
-        "onecycle": 4e-6 + (1 - 4e-6) * half_cosine(p),
+        "onecycle": max(m, 4e-6) + (1 - max(m, 4e-6)) * half_cosine(p),
         "reduce_on_plateau": 1.0,
     }[name]
 

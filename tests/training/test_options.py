@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from timm.models import ResNet
@@ -21,7 +23,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from mlops_project import settings
 from mlops_project.errors import InputError
 from mlops_project.models.build import build_model, stages
-from mlops_project.training.module import side_in
+from mlops_project.training.module import side_in, sides_in
 from mlops_project.training.run import Result, memory_advice, open_data, train
 from mlops_project.training.trainer import average
 from mlops_project.training.tuning import FOUND_RATE, find_learning_rate
@@ -262,6 +264,25 @@ def test_a_size_that_the_network_cannot_start_with_is_refused(run_here: Train) -
         run_here(*blocks, "data.start_size=16")
     with pytest.raises(InputError, match=r"start_size=64: it must be at most data\.image_size=32"):
         run_here("data.start_size=64")
+    grown = ("data.start_size=96", "data.image_size=128")  # it takes both, but no 112
+    with pytest.raises(InputError, match=r"cannot take 112 × 112 .*another data\.start_size"):
+        run_here("model=timm", "model.variant=hrnet_w18_small", "model.pretrained=false", *grown)
+
+
+@given(
+    start=st.integers(16, 400),
+    more=st.integers(0, 300),
+    epochs=st.integers(1, 30),
+    used=st.floats(0, 1),
+)
+def test_every_size_that_images_grow_through_is_known_before(
+    start: int, more: int, epochs: int, used: float
+) -> None:
+    data = {"start_size": start, "image_size": start + more}
+    config = settings.from_container({"data": data, "training": {"max_epochs": epochs}})
+    known = sides_in(config)
+    assert (known[0], known[-1]) == (start, start + more)
+    assert {side_in(epoch, config, used) for epoch in range(epochs)} <= set(known)
 
 
 def test_the_learning_rate_can_be_found(run_here: Train) -> None:
@@ -275,6 +296,8 @@ def test_the_learning_rate_can_be_found(run_here: Train) -> None:
     with Image.open(result.folder / "learning_rate.png") as picture:
         assert picture.width > 300
     assert not list(Path.cwd().rglob(".lr_find*"))
+    told = json.loads((result.folder / "results.json").read_text())
+    assert "training.learning_rate" in told["auto"].split()
 
 
 def test_other_processes_take_the_rate_that_the_first_one_has_found(
@@ -350,6 +373,11 @@ def test_a_resume_before_at_and_after_unfreezing_changes_nothing(
     resumed = run_here(*options, "training.max_epochs=4", f"training.resume_from_checkpoint={last}")
     assert resumed.folder == first.folder
     assert difference(whole, resumed) == 0
+
+
+def test_a_batch_that_cannot_be_normalised_is_told(run_here: Train) -> None:
+    with pytest.raises(InputError, match=r"batch_size=1, data.image_size=32: .* single image"):
+        run_here("model=resnet", "model.pretrained=false", "data.batch_size=1")
 
 
 def test_the_seed_decides_every_bit(run_here: Train) -> None:

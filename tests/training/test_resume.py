@@ -83,8 +83,8 @@ def test_a_changed_setting_is_named_and_refused_unless_it_is_allowed(
     train_here("training.max_epochs=1")
     before = LAST.read_bytes()
     resume = (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2")
-    for changed in ("model.learning_rate=0.5", "data.mixup=0.2", "seed=43", "model=resnet"):
-        name = {"model.learning_rate=0.5": "learning_rate", "model=resnet": "model.name"}
+    for changed in ("model.learning_rate=0.5", "data.mixup=0.2", "seed=43"):
+        name = {"model.learning_rate=0.5": "learning_rate"}
         with pytest.raises(InputError, match=name.get(changed, changed.split("=")[0])) as caught:
             train_here(*resume, changed, plain=True)
         assert "allow_changes=true" in str(caught.value)
@@ -101,6 +101,58 @@ def test_a_changed_setting_is_named_and_refused_unless_it_is_allowed(
     )
     rates = pd.read_csv(RUN / "metrics.csv")["learning_rate"].tolist()
     assert rates == [0.001, 0.001, 0.0005]
+
+
+def test_what_a_checkpoint_holds_for_one_network_and_optimizer_stays(train_here: Train) -> None:
+    train_here("training.max_epochs=1")
+    resume = (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=20")
+    for changed, told in (
+        ("model=resnet", "model.name=baseline_cnn (now resnet)"),
+        ("model.num_classes=7", "model.num_classes=2 (now 7)"),
+        ("model.architecture.channels=[8,8,8,8]", "channels=[32, 64, 128, 256] (now [8, 8, 8, 8])"),
+        ("training.optimizer=sgd", "training.optimizer=adamw (now sgd)"),
+        ("training.weight_decay=0", "training.weight_decay=0.01 (now 0"),
+        ("model.weight_decay=0.5", "training.weight_decay=0.01 (now 0.5)"),
+        ("training.layer_decay=0.7", "training.layer_decay=1.0 (now 0.7)"),
+        ("training.monitor_metric=val_auroc", "monitor_metric=val_loss (now val_auroc)"),
+        ("experiment=gpu_best", "model.name=baseline_cnn (now timm)"),
+    ):
+        for allow in ("false", "true"):
+            with pytest.raises(InputError) as caught:
+                train_here(*resume, changed, f"training.allow_changes={allow}", plain=True)
+            assert told in str(caught.value)
+            assert f"model.init_from={LAST}" in str(caught.value)
+            assert "allow_changes" not in str(caught.value)
+    assert (RUN / "results.json").is_file(), "the finished run stays as it is"
+
+
+def test_a_run_goes_on_from_within_its_model_s_folder(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here("training.max_epochs=1")
+    folder = RUN.absolute()
+    for inside in (folder.parent, folder):
+        monkeypatch.chdir(inside)
+        path = os.path.relpath(folder / "checkpoints/last.ckpt")
+        done = len(epochs_of(folder))
+        train_here(
+            f"training.resume_from_checkpoint={path}", f"training.max_epochs={done + 1}", plain=True
+        )
+    assert epochs_of(folder) == [0, 1, 2]
+    assert len(scalars(folder)) == len(set(scalars(folder)))
+
+
+def test_more_patience_lets_a_run_go_on_that_had_stopped(
+    train_here: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("training.learning_rate=1e-30", "training.monitor_metric=val_accuracy")
+    train_here(*options, "training.early_stopping_patience=1", "training.max_epochs=4")
+    assert len(epochs_of()) < 4
+    assert "stopped early" in capsys.readouterr().out
+    resume = f"training.resume_from_checkpoint={LAST}"
+    train_here(resume, "training.early_stopping_patience=50", plain=True)
+    assert epochs_of() == [0, 1, 2, 3]
+    assert "stopped early" not in capsys.readouterr().out
 
 
 def test_a_run_is_not_made_shorter(train_here: Train) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -145,10 +146,17 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
 def test_only_the_last_checkpoint_is_kept_where_none_of_the_best_is_wanted(
     demo_folder: Path, tmp_path: Path
 ) -> None:
-    result = train_in(tmp_path, demo_folder, "training.save_top_k=0", "model.num_classes=7")
+    worse = ("training.learning_rate=1", "training.lr_scheduler=none", "training.max_epochs=3")
+    result = train_in(tmp_path, demo_folder, "training.save_top_k=0", "model.num_classes=7", *worse)
     assert result.folder is not None
     kept = [p.name for p in (tmp_path / result.folder / "checkpoints").iterdir()]
     assert kept == ["last.ckpt"]
+    # What is told of the training and the validation is of the weights that are tested.
+    told = json.loads((tmp_path / result.folder / "results.json").read_text())
+    history = pd.read_csv(tmp_path / result.folder / "metrics.csv")
+    assert told["best_epoch"] == 2
+    assert told["val_loss"] == pytest.approx(history["val_loss"].iloc[-1])
+    assert "last epoch 3" in next((tmp_path / "logs").glob("train_*.log")).read_text()
 
 
 def test_training_stops_early_when_nothing_improves(demo_folder: Path, tmp_path: Path) -> None:

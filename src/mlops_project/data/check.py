@@ -105,8 +105,9 @@ def check_folder(
         sources.read_source(folder)  # raises, and says where to get one
     layout, rows, files, unusable = _read(folder)
     distinct = rows.drop_duplicates()
-    times = distinct["image_id"].value_counts().sort_index()
-    table = distinct.drop_duplicates("image_id").sort_values("image_id").reset_index(drop=True)
+    name = distinct["image_id"].str.lower()  # on many disks a.jpg and A.jpg are one file
+    times = distinct.groupby(name)["image_id"].agg(["first", "size"]).set_index("first")["size"]
+    table = distinct[~name.duplicated()].sort_values("image_id").reset_index(drop=True)
     table = table[["image_id", "lesion_id", "dx"]].assign(split=UNUSED)
     found = [files.get(name.lower()) for name in table["image_id"]]
     existing = np.array([row for row, file in enumerate(found) if file], dtype=np.int64)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlops_project.data.check import NAIVE_SPLITS, Report
-from mlops_project.data.diagnoses import DIAGNOSES, MALIGNANT
+from mlops_project.data.diagnoses import BINARY, DIAGNOSES, MALIGNANT
 from mlops_project.data.splits import SPLITS, UNUSED
 from mlops_project.printable import printable
 
@@ -61,7 +61,8 @@ def _counts(report: Report) -> Table:
     shown = Table("diagnosis", title=f"Images / lesions in each split ({report.layout} layout)")
     for name in (*splits, "all"):
         shown.add_column(name, justify="right")
-    known, malignant = table["dx"].isin(list(DIAGNOSES)), table["dx"].isin(list(MALIGNANT))
+    known = table["dx"].isin([*DIAGNOSES, *BINARY])
+    malignant = table["dx"].isin([*MALIGNANT, BINARY[1]])
     rows = [(dx, table["dx"] == dx) for dx in DIAGNOSES]
     rows += [] if known.all() else [("unknown", ~known)]
     classes = [("benign", known & ~malignant), ("malignant", malignant)]
@@ -99,7 +100,8 @@ def _findings(report: Report) -> Iterator[_Finding]:
         yield _Finding(
             "broken",
             f"Images with an unknown diagnosis: {sum(report.unknown.values()):,}",
-            f"Correct or remove their rows, training refuses them. Known: {', '.join(DIAGNOSES)}",
+            f"Correct or remove their rows, training refuses them. Known: "
+            f"{', '.join([*DIAGNOSES, *BINARY])}",
             ("diagnosis", "images"),
             [(printable(dx or "(empty)"), f"{n:,}") for dx, n in report.unknown.items()],
         )

@@ -149,10 +149,12 @@ class HAM10000DataModule(pl.LightningDataModule):
         self.decode(np.flatnonzero(np.isin(self.split, splits)))
         for name in splits:
             if not (self.split == name).any() and (name != "test" or self.settings.test_fraction):
+                needs = "it needs at least three lesions"
+                if self.settings.folds and name == "val":
+                    needs = f"data.folds={self.settings.folds}: it needs a lesion for each of them"
                 raise InputError(
-                    f"{self.settings.data_dir}: no image is left for the {name} split; it needs "
-                    "at least three lesions\n(see uv run src/mlops_project/dataset.py check "
-                    f"{self.settings.data_dir})"
+                    f"{self.settings.data_dir}: no image is left for the {name} split; {needs}\n"
+                    f"(see uv run src/mlops_project/dataset.py check {self.settings.data_dir})"
                 )
 
     def decode(self, rows: np.ndarray) -> dict[int, str]:

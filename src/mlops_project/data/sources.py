@@ -17,7 +17,7 @@ from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.data.folder import require_folder
 from mlops_project.data.tables import (
     TABLE_ENDINGS,
-    is_of_images,
+    images_of,
     is_table,
     read_rows,
     read_table,
@@ -184,7 +184,7 @@ def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     tables = [p for p in tests if is_table(p)]
     if tables and len(tests) > 1:
         return "dataverse", tables[:1], [p for p in tests if p.is_dir() or is_zip(p)]
-    beside = [p for p in _tables_beside(folder) if is_of_images(p)]
+    beside = [p for p in _tables_beside(folder) if images_of(p)]
     if len(beside) == 1:
         return "plain", beside, [folder]
     found = ", ".join(printable(p.name) + ("/" if p.is_dir() else "") for p in entries[:8])
@@ -218,9 +218,15 @@ def _layout(entries: list[Path], folder: Path) -> tuple[str, list[Path], list[Pa
     tables += [p for p in entries if p.stem.lower() == "metadata" and is_table(p)]
     if images and tables:
         # Notes and licences may lie beside the table; it has the likeliest ending.
-        return (
-            "plain",
-            sorted(tables, key=lambda p: TABLE_ENDINGS.index(p.suffix.lower()))[:1],
-            images,
-        )
+        likely = sorted(tables, key=lambda p: TABLE_ENDINGS.index(p.suffix.lower()))
+        named = {path: images_of(path) for path in likely} if len(likely) > 1 else {}
+        first, *others = [path for path in likely if named.get(path)] or likely
+        more = [path for path in others if named[path] - named[first]]
+        if more:
+            listed = ", ".join(printable(str(path.relative_to(folder))) for path in (first, *more))
+            raise InputError(
+                f"{folder}: several tables name images: {listed}\n"
+                "Put all rows into one table, or leave only the one to use."
+            )
+        return "plain", [first], images
     return None

@@ -23,6 +23,8 @@ OTHER_NAMES = {
     "age": ("age_approx",),
     "localization": ("anatom_site_general",),
 }
+# How programs write that a cell is empty (R, pandas, SQL), and people
+MISSING = ("", "na", "n/a", "nan", "null", "none", "unknown")
 
 
 def is_table(path: Path) -> bool:
@@ -136,12 +138,14 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
     return _read_metadata(path, unlabelled)
 
 
-def is_of_images(path: Path) -> bool:
-    """Whether a table names images and their diagnoses."""
+def images_of(path: Path) -> set[str]:
+    """The images that a table names with their diagnoses; none if it does not."""
     try:
-        return {"image_id", "dx"} <= set(renamed(read_table(path).columns))
+        table = read_table(path)
     except InputError:
-        return False
+        return set()
+    table.columns = renamed(table.columns)
+    return set(table["image_id"]) - {""} if {"image_id", "dx"} <= set(table.columns) else set()
 
 
 def renamed(columns: Iterable[str]) -> list[str]:
@@ -163,11 +167,12 @@ def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
     raw = raw[raw["image_id"] != ""]
     table = pd.DataFrame({"image_id": _without_ending(raw["image_id"])})
     lesions = raw["lesion_id"] if "lesion_id" in raw.columns else pd.Series("", index=raw.index)
-    table["lesion_id"] = lesions.where(lesions != "", table["image_id"])
-    table["dx"] = raw["dx"].str.lower()
+    table["lesion_id"] = lesions.mask(lesions.str.lower().isin(MISSING), table["image_id"])
+    dx = raw["dx"].str.lower()
+    table["dx"] = dx.mask(dx.isin(MISSING), "")
     for column in ("dx_type", "sex", "localization", "dataset"):
         values = raw[column] if column in raw.columns else pd.Series("", index=raw.index)
-        table[column] = values.where(values != "", "unknown")
+        table[column] = values.mask(values.str.lower().isin(MISSING), "unknown")
     ages = raw["age"] if "age" in raw.columns else pd.Series("", index=raw.index)
     table["age"] = pd.to_numeric(ages, errors="coerce").astype("float64")
     return table
@@ -197,7 +202,8 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
     for groups in sorted(p for p in folder.rglob("*LesionGroupings*.csv") if not is_junk(p)):
         grouping = read_table(groups)
         _require(grouping, ("image", "lesion_id"), groups)
-        lesion = dict(zip(_without_ending(grouping["image"]), grouping["lesion_id"], strict=True))
+        named = grouping[~grouping["lesion_id"].str.lower().isin(MISSING)]
+        lesion = dict(zip(_without_ending(named["image"]), named["lesion_id"], strict=True))
         table["lesion_id"] = table["image_id"].map(lesion).fillna(table["lesion_id"])
         confirmed = "diagnosis_confirm_type"
         if confirmed in grouping.columns:

@@ -33,7 +33,7 @@ def judge(wrong: np.ndarray, confidence: np.ndarray, lesions: np.ndarray) -> dic
         chosen = np.take_along_axis(risk, _first(kept, np.array(COVERAGES)), axis=1)
         return {"area": area} | dict(zip(COVERAGES, chosen.T, strict=True))
 
-    found = bootstrap.with_intervals(lesions, measure)
+    found = bootstrap.with_intervals(lesions, measure, {1.0: np.ones(len(wrong), dtype=bool)})
     kept = coverages[0, _first(coverages, np.array(COVERAGES))[0]]
     return {
         "coverage": coverages[0, curve].tolist(),

@@ -62,6 +62,7 @@ def with_intervals(
     measure: Callable[[np.ndarray], dict[Any, np.ndarray]],
     shares: Mapping[Any, np.ndarray] | None = None,
     biased: Collection[Any] = (),
+    least: float = 0.0,
 ) -> dict[Any, dict[str, Any]]:
     """The value of each measure, and its 95 % interval.
 
@@ -70,7 +71,9 @@ def with_intervals(
         measure: gives R values of each measure for weights float [R, N].
         shares: for measures that are shares, of which images, bool [N]: a share of 0 or 1 has an
             exact interval of its lesions.
-        biased: measures that resampling makes larger, whose interval is moved back by as much.
+        biased: measures that resampling makes larger, or differences of such, whose interval is
+            moved back by as much.
+        least: what these cannot be less than.
 
     Returns:
         {"value": float, "ci95": [low, high]} of each; NaN for the interval where no resample
@@ -89,6 +92,6 @@ def with_intervals(
             low = high = float("nan")
         elif name in biased:
             excess = float(np.nanmean(resampled)) - value
-            low, high = max(0.0, min(low - excess, value)), max(high - excess, value)
+            low, high = max(least, min(low - excess, value)), max(high - excess, value)
         found[name] = {"value": value, "ci95": [low, high]}
     return found

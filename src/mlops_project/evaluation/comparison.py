@@ -88,7 +88,9 @@ def compare(
         "class_names": list(names),
         "n_images": len(ids),
         "n_lesions": len(whole),
-        "difference": bootstrap.with_intervals(lesions, difference),
+        "difference": bootstrap.with_intervals(
+            lesions, difference, biased=measures.BIASED, least=-1.0
+        ),
         "mcnemar": mcnemar(labels, one, other)
         | {"by_lesion": mcnemar(true_class, whole, other_whole)},
         "gaps": gaps,

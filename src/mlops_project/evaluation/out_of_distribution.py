@@ -76,7 +76,7 @@ def judge(
         found = {kind: _auroc(weights, made, wins) for kind, wins in won.items()}
         return found | {"flagged": weights @ flagged / total}
 
-    found = bootstrap.with_intervals(lesions, measure)
+    found = bootstrap.with_intervals(lesions, measure, {"flagged": np.ones(len(lesions), bool)})
     facts = {
         "method": METHOD,
         "neighbours": NEIGHBOURS,

@@ -11,7 +11,7 @@ OLDEST = 120  # years; anything else is a code for an unknown age, or a mistake
 
 def known(table: pd.DataFrame) -> bool:
     """Whether the table has any patient's age, sex or site."""
-    return bool(_cleaned(table).notna().to_numpy().any())
+    return bool(cleaned(table).notna().to_numpy().any())
 
 
 def features(fitted_on: pd.DataFrame, *others: pd.DataFrame) -> list[pd.DataFrame]:
@@ -25,28 +25,37 @@ def features(fitted_on: pd.DataFrame, *others: pd.DataFrame) -> list[pd.DataFram
         Of each table float64 [N, F], the same columns: age and its square, a column for each sex
         and each site of the first table.
     """
-    cleaned = [_cleaned(table) for table in (fitted_on, *others)]
-    kinds = {column: sorted(cleaned[0][column].dropna().unique()) for column in COLUMNS[1:]}
-    found = [_numbers(table, kinds) for table in cleaned]
+    tables = [cleaned(table) for table in (fitted_on, *others)]
+    kinds = {column: sorted(tables[0][column].dropna().unique()) for column in COLUMNS[1:]}
+    found = [_numbers(table, kinds) for table in tables]
     return [(numbers - found[0].mean()).fillna(0.0) for numbers in found]
 
 
-def _cleaned(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns with None or NaN for all that tells nothing."""
+def cleaned(table: pd.DataFrame) -> pd.DataFrame:
+    """Age, years, sex and localization, in small letters; NaN or None for all that tells nothing.
+
+    Args:
+        table: rows of images with the columns of `COLUMNS`.
+    """
     ages = pd.to_numeric(table["age"], errors="coerce")
-    cleaned = pd.DataFrame({"age": ages.where(ages.between(0, OLDEST))})
+    told = pd.DataFrame({"age": ages.where(ages.between(0, OLDEST))})
     for column in ("sex", "localization"):
         texts = table[column].astype("string").str.strip().str.lower()
-        cleaned[column] = texts.where(~texts.isin(["", "unknown"]))
-    return cleaned.reset_index(drop=True)
+        told[column] = texts.where(~texts.isin(["", "unknown"]))
+    return told.reset_index(drop=True)
 
 
-def _numbers(cleaned: pd.DataFrame, kinds: dict[str, list[str]]) -> pd.DataFrame:
-    """A column for the age, its square, and each kind of sex and site; NaN where it is unknown."""
-    age = (cleaned["age"] - MIDDLE) / SPAN
+def _numbers(known: pd.DataFrame, kinds: dict[str, list[str]]) -> pd.DataFrame:
+    """A column for the age, its square, and each kind of sex and site; NaN where it is unknown.
+
+    Args:
+        known: of `cleaned`.
+        kinds: of sex and localization.
+    """
+    age = (known["age"] - MIDDLE) / SPAN
     parts = [pd.DataFrame({"age": age, "age squared": age**2})]
     for column, names in kinds.items():
-        texts = cleaned[column].where(cleaned[column].isin(names)).astype(object)
+        texts = known[column].where(known[column].isin(names)).astype(object)
         each = pd.get_dummies(
             pd.Categorical(texts, names), prefix=column, prefix_sep=": ", dtype=float
         )

@@ -14,7 +14,7 @@ import pandas as pd
 from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
 from mlops_project.evaluation import entries, evaluator, leaks
-from mlops_project.evaluation.images import ONE_FOLD, Images, open_images
+from mlops_project.evaluation.images import ONE_FOLD, Images, known_split, open_images
 from mlops_project.evaluation.inference import Predictions, predict
 from mlops_project.evaluation.presentation import terminal
 from mlops_project.evaluation.presentation.model_card import write_model_card
@@ -133,7 +133,8 @@ def _validation(
             None,
             ["no prediction sets and out-of-distribution scores: all images are of folds"],
         )
-    if split != "test":
+    seen = [known_split(images.table, model.facts["split"]) for model in models]
+    if any("val" in parts for parts in seen):
         return None, [f"{missing}they are fitted on images that are evaluated here"]
     several = len({model.facts["split_hash"] for model in models}) > 1
     try:

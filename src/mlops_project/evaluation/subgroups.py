@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops_project.evaluation import bootstrap, measures
+from mlops_project.evaluation import bootstrap, measures, patients
 
 AGE_BANDS = (0, 30, 45, 60, 75, np.inf)  # years, from … up to, but not including
 FEWEST = 20  # lesions that a group must have for its measures to be told
@@ -24,7 +24,8 @@ def attributes(table: pd.DataFrame) -> dict[str, np.ndarray]:
     Args:
         table: lesion_id, age (years), sex, localization, dataset and dx_type.
     """
-    ages = pd.to_numeric(table["age"], errors="coerce").to_numpy(dtype=float)
+    patient = patients.cleaned(table)
+    ages = patient["age"].to_numpy(dtype=float)
     names = [f"{low:.0f} to {high - 1:.0f}" for low, high in pairwise(AGE_BANDS[:-1])]
     names.append(f"{AGE_BANDS[-2]:.0f} and older")
     band = np.searchsorted(AGE_BANDS, np.nan_to_num(ages), side="right") - 1
@@ -33,7 +34,8 @@ def attributes(table: pd.DataFrame) -> dict[str, np.ndarray]:
         "age": np.where(np.isnan(ages), UNKNOWN, np.array(names)[band.clip(0, len(names) - 1)]),
         "images_of_the_lesion": np.where(counts == 1, "one", "several"),
     }
-    for column in ("sex", "localization", "dataset", "dx_type"):
+    found |= {c: patient[c].fillna(UNKNOWN).to_numpy(dtype=str) for c in ("sex", "localization")}
+    for column in ("dataset", "dx_type"):
         found[column] = table[column].fillna(UNKNOWN).replace("", UNKNOWN).to_numpy(dtype=str)
     return found
 
@@ -115,7 +117,8 @@ def _largest_gap(groups: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
         }
         if len(told) > 1:
             worst, best = min(told, key=lambda g: told[g]), max(told, key=lambda g: told[g])
-            found.append((told[best] - told[worst], attribute, best, worst))
+            if told[best] > told[worst]:
+                found.append((told[best] - told[worst], attribute, best, worst))
     if not found:
         return None
     difference, attribute, best, worst = max(found)

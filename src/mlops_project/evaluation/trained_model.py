@@ -53,10 +53,11 @@ class TrainedModel:
     def log_prior(self, class_names: Sequence[str]) -> np.ndarray:
         """What brings the model's probabilities to the frequencies of its training images.
 
-        Logit adjustment, balanced class weights and balanced sampling each make a network take
-        the classes for equally frequent, or nearly so. Their frequencies, as against those that
-        it assumes, are to be added to the logarithms of its probabilities (Saerens et al., Neural
-        Computation 2002).
+        Logit adjustment, balanced class weights and balanced sampling each make a network expect
+        rare classes more often than they occur: as often as all others, less than that (square
+        root), or more (several of these, logit adjustment above 1). The logarithms of the classes'
+        frequencies, less those of what it expects, are to be added to the logarithms of its
+        probabilities (Saerens et al., Neural Computation 2002).
 
         Args:
             class_names: the model's, or benign and malignant.

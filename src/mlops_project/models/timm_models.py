@@ -51,6 +51,12 @@ def create(
         near = difflib.get_close_matches(name, timm.list_models(), 3, 0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(f"model.variant={name}: timm knows no such network{hint}")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # of the weights' name, after the dot
+        near = difflib.get_close_matches(name, timm.list_pretrained(f"{name.split('.')[0]}.*"), 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(f"model.variant={name}: timm knows no such weights{hint}") from error
     options: dict[str, Any] = {"num_classes": num_classes}
     if dropout is not None:
         options["drop_rate"] = dropout
@@ -78,7 +84,6 @@ def create(
 
     if pretrained is False:
         return build(False), "random"
-    config = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
         if pretrained is True:
             raise InputError(f"model.pretrained=true: timm has no ImageNet weights for {name}")

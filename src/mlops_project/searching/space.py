@@ -191,7 +191,7 @@ def _kind(spec: dict[Any, Any]) -> str:
 
     kind = spec.get("distribution")
     if kind is not None:
-        if kind in DISTRIBUTIONS:
+        if isinstance(kind, str) and kind in DISTRIBUTIONS:
             return kind
         near = difflib.get_close_matches(str(kind)[:100], DISTRIBUTIONS, 1, 0.5)
         hint = f"; did you mean {near[0]}?" if near else f" ({', '.join(DISTRIBUTIONS)})"
@@ -243,6 +243,8 @@ def _range(name: str, kind: str, spec: dict[Any, Any]) -> Parameter:
     step = _step(spec)
     if step == 1:
         low, high = max(1, round(low)), round(high)
+        if low >= high:
+            raise ValueError(f"{kind}: q: 1 leaves {low} alone")
         return Parameter(name, low=low, high=high, step=1, log=True, remark=remark)
     if round(low / step) == round(high / step):
         raise ValueError(f"{kind}: q: {step:g} leaves {round(low / step) * step:g} alone")

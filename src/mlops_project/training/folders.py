@@ -89,7 +89,9 @@ def run_folder_of(checkpoint: str) -> Path | None:
     inside = path.name == PREVIOUS or path.parent.name == "checkpoints"
     if not inside or not re.fullmatch(r"version_\d+", folder.name):
         return None
-    return Path(os.path.relpath(folder))
+    relative = Path(os.path.relpath(folder))
+    # Of a folder above the present one its own names say more: a run is called by them.
+    return folder if ".." in relative.parts[-3:] or len(relative.parts) < 3 else relative
 
 
 def new_log_file(root: Path = LOGS, program: str = "train") -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import lightning.pytorch as pl
@@ -210,17 +210,34 @@ def side_in(epoch: int, config: Config, time_used: float = 0.0) -> int:
         config: of the run.
         time_used: share of training.max_time that the epochs before have taken.
     """
-    end, start = config.data.image_size or 224, config.data.start_size
+    sides = sides_in(config)
+    start, end = sides[0], sides[-1]
     last = float(config.training.max_epochs - 1)
     if epoch and time_used:
         last = min(last, epoch / time_used - 1)
-    if start is None or epoch >= last:
+    if start == end or epoch >= last:
         return end
     return min(end, max(start, round((start + (end - start) * epoch / last) / 16) * 16))
 
 
-def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) -> LesionClassifier:
-    """Network, loss and augmentation, with what a checkpoint needs to say about them."""
+def sides_in(config: Config) -> list[int]:
+    """All sides that training images may have in a run, pixels, in rising order."""
+    end = config.data.image_size or 224
+    start = config.data.start_size or end
+    return sorted({start, *range(-(-start // 16) * 16, end, 16), end})
+
+
+def build_module(
+    config: Config, built: BuiltModel, data: HAM10000DataModule, auto: Collection[str] = ()
+) -> LesionClassifier:
+    """Network, loss and augmentation, with what a checkpoint needs to say about them.
+
+    Args:
+        config: of the run.
+        built: the network.
+        data: has read its table.
+        auto: names of the settings whose values were found for "auto".
+    """
     options, augment = config.training, config.data.augment
     labels = data.labels[data.rows_of("train")]
     weights = None
@@ -264,7 +281,7 @@ def build_module(config: Config, built: BuiltModel, data: HAM10000DataModule) ->
         images_per_step=lambda: data.training_batches().images_per_step(
             options.accumulate_grad_batches, options.limit_train_batches
         ),
-        metadata=metadata(config, built, data),
+        metadata=metadata(config, built, data) | {"auto": sorted(auto)},
     )
     module.save_hyperparameters({**settings.to_container(config), "weights": built.weights})
     return module

@@ -119,7 +119,7 @@ class Schedule(LRScheduler):
     - reduce_on_plateau: max(m, lr_factor^k), k counting the times that the monitored metric went
       more than lr_patience epochs without improving (by a relative 1e-4, as in PyTorch);
     - onecycle: a cosine rise from 1/25 to 1 over the warm-up, 30 % of the steps where
-      `warmup_epochs` is 0, then a cosine fall to 4e-6.
+      `warmup_epochs` is 0, then a cosine fall to 4e-6 or, where it is larger, m.
 
     Args:
         optimizer: its groups hold their full rates.
@@ -174,7 +174,8 @@ class Schedule(LRScheduler):
         if self.name == "reduce_on_plateau":
             return max(m, self.factor**self.reductions)
         if self.name == "onecycle":
-            return ONECYCLE_END + (1 - ONECYCLE_END) * (1 + math.cos(math.pi * p)) / 2
+            end = max(m, ONECYCLE_END)
+            return end + (1 - end) * (1 + math.cos(math.pi * p)) / 2
         return 1.0
 
     def observe(self, value: float, mode: str) -> None:

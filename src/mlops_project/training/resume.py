@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,12 @@ class Resume:
     def within_epoch(self) -> bool:
         """Whether it was made between two steps of an epoch, and not between two epochs."""
         return self.checkpoint[POSITION]["batches"] > 0
+
+    def auto(self, config: Config) -> set[str]:
+        """Names of the settings that the run has found for "auto", and that it keeps."""
+        before = settings.shaping(settings.from_container(self.facts["config"]))
+        now = settings.shaping(config)
+        return {name for name in self.facts.get("auto", []) if now[name] == before[name]}
 
     def check_data(self, data: HAM10000DataModule, config: Config) -> None:
         """Raises InputError if the images or their split are not what they were."""
@@ -256,11 +263,16 @@ def differences(
 def _settings(config: Config, given: frozenset[str] | None, resume: Resume) -> Config:
     """The run's settings, with what the command line names."""
     changed = differences(config, given, resume.facts["config"])
-    if changed and not config.training.allow_changes:
-        told = [f"{name}={old} (now {new})" for name, (old, new) in changed.items()]
-        more = f" and {len(told) - 4} more" if len(told) > 4 else ""
+    fixed = [name for name in changed if setting_keys.keys()[name].facts["resume"] == "fixed"]
+    if fixed:
         raise InputError(
-            f"{resume.path}: its run had other settings: {', '.join(told[:4])}{more}\n"
+            f"{resume.path}: its run had other settings: {_told(changed, fixed)}; these cannot "
+            f"change within a run\nLeave them as they were, or start a new run from its weights: "
+            f"model.init_from={resume.path}"
+        )
+    if changed and not config.training.allow_changes:
+        raise InputError(
+            f"{resume.path}: its run had other settings: {_told(changed, changed)}\n"
             "Leave them as they were, or training.allow_changes=true to go on with the new ones."
         )
     for name, (old, new) in changed.items():
@@ -285,6 +297,11 @@ def _settings(config: Config, given: frozenset[str] | None, resume: Resume) -> C
             f"training.max_epochs={merged.training.max_epochs}: {resume.path} has {done} behind it"
         )
     return merged
+
+
+def _told(changed: dict[str, tuple[Any, Any]], names: Collection[str]) -> str:
+    told = [f"{name}={changed[name][0]} (now {changed[name][1]})" for name in names]
+    return ", ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
 
 
 def _group(config: Config, name: str) -> Any:

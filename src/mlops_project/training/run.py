@@ -40,7 +40,7 @@ from mlops_project.training import (
     weights_and_biases,
 )
 from mlops_project.training.allocator import keep_freed_memory
-from mlops_project.training.module import build_module
+from mlops_project.training.module import build_module, sides_in
 from mlops_project.training.nonfinite import NonFinite
 from mlops_project.training.optimizers import check_optimizer
 from mlops_project.training.presets import choose_presets, device_type
@@ -100,6 +100,7 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
 
     # Whatever may be wrong with the input shows here, before a folder is made for the run.
     config, resume = find_resume(config, given)
+    asked = settings.shaping(config)
     monitor_mode(config.training.monitor_metric)
     check_optimizer(config.training.optimizer)
     check_machine(config.training)
@@ -112,8 +113,8 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
         resume.check_data(data, config)
     pl.seed_everything(config.seed, verbose=False)
     built = build_model(config.model, data.image_size, load_weights=resume is None)
-    if config.data.start_size:
-        try_size(built.network, config.model, config.data.start_size, "data.start_size")
+    for side in sides_in(config)[:-1]:
+        try_size(built.network, config.model, side, "data.start_size")
     if resume:
         built.weights = resume.facts["weights"]
     choose_presets(config, built.network, len(data.rows_of("train")))
@@ -133,7 +134,9 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     if config.training.learning_rate == "auto":
         config.training.learning_rate = find_learning_rate(config, built, data, folder)
         pl.seed_everything(config.seed, verbose=False)
-    module = build_module(config, built, data)
+    auto = {n for n, v in settings.shaping(config).items() if asked[n] == "auto" != v}
+    auto |= resume.auto(config) if resume else set()
+    module = build_module(config, built, data, auto)
     if folder is not None:
         if resume:
             resume.rewind(folder)
@@ -170,20 +173,22 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
             early = trainer.early_stopping_callback
             if isinstance(early, EarlyStopping) and early.stopped_epoch:
                 log.info("stopped early: %s", early.stopping_reason_message)
-            best, weights = _best(keeper)
+            best, epoch, weights = _best(keeper)
             module.load_state_dict(weights)
             if len(data.rows_of("test")):
                 trainer.test(module, datamodule=data, verbose=False)
 
     test = {n: v for n, v in metrics.latest.items() if n.startswith("test_")}
-    result = Result(folder, best, history.best(), test)
+    result = Result(folder, best, history.row(epoch), test)
     if wandb_logger is not None:
         weights_and_biases.finish(wandb_logger, config, result.checkpoint, test)
     if folder is not None:
         title = f"{config.model.name}: {folder}" + (" (synthetic data)" if data.synthetic else "")
         draw_curves(history.rows, folder / "curves.png", title)
         epochs = len(history.rows)
-        row = summary.summary_row(config, data, result, epochs, keeper.seconds, speed.summary())
+        row = summary.summary_row(
+            config, auto, data, result, epochs, keeper.seconds, speed.summary()
+        )
         folders.add_to_summary(row)
         summary.write_results(row, folder)
         (folder / folders.PREVIOUS).unlink(missing_ok=True)
@@ -191,15 +196,19 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     return result
 
 
-def _best(keeper: Checkpoints) -> tuple[Path, dict[str, Any]]:
-    """The best checkpoint that can be read, and its weights."""
-    for path in keeper.ranking[:-1]:
+def _best(keeper: Checkpoints) -> tuple[Path, int, dict[str, Any]]:
+    """The best checkpoint that can be read, its epoch, counted from 0, and its weights."""
+    *others, last = keeper.ranking
+    path, found = last, None
+    for path in others:
         try:
-            return path, checkpoints.load_checkpoint(path)["state_dict"]
+            found = checkpoints.load_checkpoint(path)
+            break
         except InputError as error:
             log.warning("%s\nThe next best one is tested instead.", str(error).splitlines()[0])
-    path = keeper.ranking[-1]
-    return path, checkpoints.load_checkpoint(path)["state_dict"]
+    if found is None:
+        path, found = last, checkpoints.load_checkpoint(last)
+    return path, found["epoch"], found["state_dict"]
 
 
 @contextmanager
@@ -225,6 +234,10 @@ def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Itera
         if is_out_of_memory(error):
             raise ProjectError(memory_advice(config) + go_on(keeper)) from error
         raise
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(one_image_advice(config)) from error
     except OSError as error:
         message = file_failure(error)
         if isinstance(error, FileNotFoundError):
@@ -249,6 +262,15 @@ def go_on(keeper: Checkpoints) -> str:
     return (
         "\nTo go on from the latest checkpoint: uv run src/mlops_project/train.py "
         f"training.resume_from_checkpoint={path}"
+    )
+
+
+def one_image_advice(config: Config) -> str:
+    """What to change where a batch of one image has features of a single pixel."""
+    return (
+        f"data.batch_size={config.data.batch_size}, data.image_size={config.data.image_size}: a "
+        "batch of a single image, of which the network leaves one pixel, cannot be normalised\n"
+        "Try another data.batch_size, which does not leave one image over, or larger images."
     )
 
 

@@ -100,6 +100,8 @@ class Checkpoints(Checkpoint):
             early.patience = self.options.early_stopping_patience
             if early.wait_count >= early.patience:
                 trainer.should_stop = True
+            else:
+                early.stopped_epoch = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

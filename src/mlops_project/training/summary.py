@@ -20,6 +20,7 @@ from mlops_project.data.splits import SPLITS
 from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel, count_parameters
 from mlops_project.training import folders
+from mlops_project.training.checkpoints import LAST
 from mlops_project.training.presets import device_type
 from mlops_project.training.speed import hint
 
@@ -41,7 +42,7 @@ class Result:
     Attributes:
         folder: the run's folder; None on processes other than the first.
         checkpoint: the best one (the last, if none was kept).
-        best: the row of metrics.csv of the best epoch.
+        best: the row of metrics.csv of its epoch.
         test: metrics on the test split, named test_…
     """
 
@@ -79,13 +80,17 @@ def describe(config: Config, built: BuiltModel, data: HAM10000DataModule, folder
 
 def summary_row(
     config: Config,
+    auto: set[str],
     data: HAM10000DataModule,
     result: Result,
     epochs: int,
     seconds: float,
     speed: dict[str, float],
 ) -> dict[str, Any]:
-    """The run's row in reports/training_metrics.csv: its best epoch's metrics, and its speed."""
+    """The run's row in reports/training_metrics.csv: its best epoch's metrics, and its speed.
+
+    `auto` names the settings whose values were found for "auto".
+    """
     return {
         "run": str(result.folder),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -95,7 +100,8 @@ def summary_row(
         "data": config.data.data_dir,
         "synthetic": data.synthetic,
         "image_size": data.image_size,
-        "settings": settings.fingerprint(settings.shaping(config)),
+        "settings": settings.fingerprint(settings.shaping(config, auto)),
+        "auto": " ".join(sorted(auto)),
         "seed": config.seed,
         "fold": config.data.fold if config.data.folds else None,
         "epochs": epochs,
@@ -138,7 +144,8 @@ def report(
     from rich.table import Table
 
     best, test, checkpoint = result.best, result.test, result.checkpoint
-    title = f"{config.model.name}, best epoch {best.get('epoch', 0) + 1}"
+    which = "last" if checkpoint.name == LAST else "best"
+    title = f"{config.model.name}, {which} epoch {best.get('epoch', 0) + 1}"
     table = Table(title=title + (", SYNTHETIC DATA" if data.synthetic else ""))
     table.add_column("metric")
     for name in ("training", "validation", "test"):
@@ -152,7 +159,7 @@ def report(
     advice = hint(speed, config.data, on_gpu=device_type(config.training) == "cuda")
     places += [f"hint             {advice}"] if advice else []
     places += [
-        f"best checkpoint  {checkpoint}",
+        f"{which} checkpoint  {checkpoint}",
         f"run folder       {result.folder}/  (metrics.csv, curves.png, speed.csv, config.yaml)",
         f"all runs         {folders.SUMMARY}",
         f"log              {log_path}",

@@ -183,11 +183,9 @@ class History(Callback):
             text = "  ".join(f"{name} {row[name]:.4f}" for name in shown if name in row)
             log.info("epoch %d/%s  %s", row["epoch"] + 1, trainer.max_epochs, text)
 
-    def best(self) -> dict[str, Any]:
-        """The row of the epoch with the best monitored metric; empty before the first epoch."""
-        sign = 1 if monitor_mode(self.monitor) == "min" else -1
-        rows = [r for r in self.rows if math.isfinite(r.get(self.monitor, math.nan))]
-        return min(rows, key=lambda r: sign * r[self.monitor], default={})
+    def row(self, epoch: int) -> dict[str, Any]:
+        """The metrics of an epoch, counted from 0; empty if it has none."""
+        return next((row for row in self.rows if row["epoch"] == epoch), {})
 
     def _log(self, trainer: pl.Trainer, values: dict[str, float]) -> None:
         for logger in trainer.loggers:

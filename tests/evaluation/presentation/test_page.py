@@ -210,7 +210,7 @@ def test_what_makes_the_numbers_mean_less_stands_at_the_top(
 
 def test_a_calibration_says_what_it_takes_the_classes_for(example: Example, tmp_path: Path) -> None:
     facts, predictions = example
-    words = "trained to take the classes for equally frequent"
+    words = "trained to expect the classes more or less often than they occur"
     plain = write_page(facts, [], tmp_path, predictions).read_text(encoding="utf-8")
     assert words not in plain
     names = facts["class_names"]
@@ -219,12 +219,8 @@ def test_a_calibration_says_what_it_takes_the_classes_for(example: Example, tmp_
     text = " ".join(path.read_text(encoding="utf-8").split())
     assert words in text
     reached = [adjusted[when]["balanced_accuracy"]["value"] for when in ("after", "before")]
-    assert (
-        "equally frequent, reach a balanced accuracy of {:.3f}, the network's own {:.3f}.".format(
-            *reached
-        )
-        in text
-    )
+    told = "again expected as often as in training, reach a balanced accuracy of {:.3f}"
+    assert f"{told}, the network's own {{:.3f}}.".format(*reached) in text
 
 
 def test_a_dash_says_why_there_is_no_number(example: Example, tmp_path: Path) -> None:

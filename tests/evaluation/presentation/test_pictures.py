@@ -55,6 +55,9 @@ def test_the_numbers_of_the_pictures_are_those_of_the_metrics(example: Example) 
         low, high = facts["per_class_ci95"]["mel"][measure]
         value = facts["per_class"]["mel"][measure]
         assert f"mel {value:.2f} ({low:.2f} to {high:.2f})" in told[name]
+        of_calibrated = facts["operating_points"]["malignant"]["ranking"][measure]
+        value, (low, high) = of_calibrated["value"], of_calibrated["ci95"]
+        assert f"malignant {value:.2f} ({low:.2f} to {high:.2f})" in told[name]
     right = ((predictions["y_true"] == "nv") & (predictions["y_pred"] == "nv")).sum()
     count = (predictions["y_true"] == "nv").sum()
     assert f"of {count} nv, {right} are right" in told["confusion_matrix"]
@@ -85,8 +88,10 @@ def test_two_classes_have_one_curve_and_synthetic_images_are_called_so(tmp_path:
     for drawing in found.values():
         assert "SYNTHETIC DATA" in drawing.figure.get_suptitle()
     assert set(found) == set(PICTURES) - {"decision_curve_melanoma"}
-    value = facts["metrics"]["auroc"]["value"]
-    assert f"malignant {value:.2f}" in found["roc"].alternative_text
+    known = facts["operating_points"]["malignant"]["ranking"]["auroc"]
+    low, high = known["ci95"] = [0.123, 0.987]  # not that of the plain probabilities
+    shown = f"malignant {known['value']:.2f} ({low:.2f} to {high:.2f})"
+    assert shown in drawn(facts, predictions)["roc"].alternative_text
     assert "benign" not in found["roc"].alternative_text
 
 

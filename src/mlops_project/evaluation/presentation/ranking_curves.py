@@ -95,7 +95,10 @@ def _ranking(
     axes = figure.subplots()
     told = []
     for label, truth, scores, colour, dash in enough:
-        intervals = get(facts, "per_class_ci95", label, measure)
+        where: tuple[str, ...] = ("per_class_ci95", label, measure)
+        if label == "malignant":  # its scores are calibrated ones
+            where = ("operating_points", label, "ranking", measure, "ci95")
+        intervals = get(facts, *where)
         value, low, high = _with_interval(known.lesions, truth, scores, measure, intervals)
         between = "" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
         x, y = points(truth, scores)
@@ -122,8 +125,9 @@ def _ranking(
 def _questions(known: Labelled) -> list[tuple[str, np.ndarray, np.ndarray, str, Any]]:
     """Name, truth, scores, colour and dashes of each curve.
 
-    With more than two classes calibration changes the order of the images: malignant has the scores
-    that its threshold was chosen on, a class those that its metrics were measured on.
+    Calibration may change the order of the images, that of each fold by itself or of more than two
+    classes: malignant has the scores that its threshold was chosen on, a class those that its
+    metrics were measured on.
     """
     curves: list[tuple[str, np.ndarray, np.ndarray, str, Any]] = []
     malignant = malignant_classes(known.names)

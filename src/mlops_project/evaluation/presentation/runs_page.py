@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,12 +112,16 @@ def show_new() -> Iterator[None]:
 
 
 def next_command(groups: Sequence[Group]) -> str:
-    """What evaluates a group, or one of `ensembles`, as one; nothing for a single run."""
+    """What evaluates a group, or one of `ensembles`, as one.
+
+    Nothing for a single run, and for several seeds: what one of them tests another was trained on.
+    """
     paths = [path for one in groups for path in one.checkpoints()]
-    if len(paths) == 1:
+    seeds = {run.settings["seed"] for one in groups for run in one.runs}
+    if len(paths) == 1 or len(seeds) > 1:
         return ""
     split = " --split out-of-fold" if groups[0].is_cross_validation() else ""
-    return f"uv run src/mlops_project/evaluate.py --checkpoint {' '.join(paths)}{split}"
+    return f"uv run src/mlops_project/evaluate.py --checkpoint {shlex.join(paths)}{split}"
 
 
 def _names(groups: Sequence[Group]) -> str:

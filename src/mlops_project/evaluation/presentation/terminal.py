@@ -116,10 +116,10 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
         " -> ".join(f"{known[when][name]['value']:.3f}" for when in ("before", "after"))
         for name in ("ece", "balanced_accuracy")
     ]
-    equally = ", all classes equally frequent," if any(known["prior"].values()) else ""
+    trained = ", classes as frequent as in training," if any(known["prior"].values()) else ""
     lines = [
         f"calibration: temperature {known['temperature']:.2f} and an offset for each class, "
-        f"ECE {changes[0]}, balanced accuracy of its answers{equally} {changes[1]}"
+        f"ECE {changes[0]}, balanced accuracy of its answers{trained} {changes[1]}"
     ]
     if with_patients:
         more = with_patients["difference"]["balanced_accuracy"]

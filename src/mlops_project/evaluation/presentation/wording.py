@@ -93,7 +93,7 @@ def warnings(facts: dict[str, Any]) -> list[str]:
             "had no say in the training the model does worse."
         )
     excluded = get(facts, "leaks", "excluded")
-    if facts.get("split") == "all" and not excluded and status != "clean":
+    if facts.get("split") == "all" and not excluded and status == "overlap":
         found.append("All images of the folder were taken, those of the training among them.")
     if "metrics" not in facts:
         found.append(
