@@ -102,6 +102,19 @@ def test_on_new_images_a_cross_validation_is_calibrated_by_what_is_out_of_fold(
     assert any(f"fitted on {len(known)} images of the folds" in gap for gap in facts["gaps"])
 
 
+def test_validation_images_of_a_cross_validation_that_have_gone_are_counted(
+    folds: tuple[Path, str], demo_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(demo_folder, tmp_path / "here")
+    models = load_models(sorted(folds[0].glob("models/*/*/checkpoints/epoch*.ckpt")))
+    for model in models:
+        model.config.data.data_dir = str(tmp_path / "here")
+        seen = pd.DataFrame(model.facts["split"]).set_index("split")["image_id"]
+        next((tmp_path / "here").rglob(f"{seen['val'].iloc[0]}.jpg")).unlink()
+    absent = open_images(models, None, ONE_FOLD).absent
+    assert absent == "images are left out: 2 are not in the folder"
+
+
 def test_a_page_and_a_table_show_runs_side_by_side(folds: tuple[Path, str], run: Run) -> None:
     folder, _ = folds
     done = run("compare.py", cwd=folder)
@@ -147,6 +160,24 @@ def test_one_command_trains_an_ensemble_and_names_what_evaluates_it(
     assert sorted(seen) == sorted(
         pd.concat(split.loc[split["split"] == "val", "image_id"] for split in splits).unique()
     )
+
+
+def test_folds_that_were_not_trained_alike_are_told(
+    sizes: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sizes[0])
+    by_size: dict[int, list[Path]] = {}
+    for path in sorted(sizes[0].glob("models/*/*/checkpoints/epoch*.ckpt")):
+        config = yaml.safe_load((path.parents[1] / "config.yaml").read_text())
+        by_size.setdefault(config["data"]["image_size"], []).append(path)
+    assert {size: len(found) for size, found in by_size.items()} == {32: 2, 40: 2, 48: 2}
+    told = "the models of the folds were trained with different settings: data.image_size"
+    for split in ("out-of-fold", "test"):
+        mixed = evaluate([by_size[40][0], by_size[48][1]], split=split, output=tmp_path)
+        assert told in mixed["gaps"]
+        assert "calibration" in mixed
+        alike = evaluate(by_size[40] + by_size[48], split=split, output=tmp_path)
+        assert not any("different settings" in gap for gap in alike["gaps"])
 
 
 def test_several_models_a_fold_are_calibrated_if_there_are_equally_many(

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from mlops_project import settings
 from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
 from mlops_project.evaluation import entries, evaluator, leaks
@@ -131,7 +133,10 @@ def _validation(
     if images.folds is not None:
         return (
             None,
-            ["no prediction sets and out-of-distribution scores: all images are of folds"],
+            [
+                "no prediction sets and out-of-distribution scores: all images are of folds",
+                *_unlike_folds(models, images),
+            ],
         )
     seen = [known_split(images.table, model.facts["split"]) for model in models]
     if any("val" in parts for parts in seen):
@@ -149,7 +154,25 @@ def _validation(
             "told by the models that were not trained on it: the mean of all differs from these, "
             "so that thresholds and prediction sets may somewhat miss what they aim at"
         )
+        gaps += _unlike_folds(models, own)
     return predictions, gaps
+
+
+def _unlike_folds(models: Sequence[TrainedModel], images: Images) -> list[str]:
+    """What to say where the folds were not trained alike, and so are no cross-validation of one."""
+    folds = images.folds
+    assert folds is not None
+    kept = [settings.shaping(model.config, model.facts.get("auto", [])) for model in models]
+    ignored = {*settings.REPEATED, "data.data_dir"}
+    differing = [n for n in kept[0] if n not in ignored and any(k[n] != kept[0][n] for k in kept)]
+    kinds = [str([own[name] for name in differing]) for own in kept]
+    of_each = {
+        tuple(sorted(kinds[m] for m in np.flatnonzero(images.asked[:, folds == fold][:, 0])))
+        for fold in np.unique(folds)
+    }
+    if len(of_each) == 1:
+        return []
+    return [f"the models of the folds were trained with different settings: {', '.join(differing)}"]
 
 
 def default_output(models: Sequence[TrainedModel]) -> Path:
