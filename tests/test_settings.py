@@ -72,11 +72,20 @@ def test_the_command_that_opens_a_file_of_configs_is_valid(file: Path) -> None:
             settings.load(job)
 
 
-def test_what_an_experiment_builds_on_is_given_as_well() -> None:
+def test_what_an_experiment_builds_on_is_given_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, built_on = (settings.given([f"experiment={name}"]) for name in ("cpu_best", "ensemble"))
     assert {"model.name", "model.variant", "data.sampler"} < base
     assert base | {"data.folds"} <= built_on
-    assert "wandb.project" not in built_on
+    assert "wandb.name" not in built_on
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(hydra_overrides, "CONFIGS", tmp_path / "configs")
+    recipe = tmp_path / "configs" / "experiment" / "mine.yaml"
+    for entry in ("cpu_best", "/experiment/cpu_best", "cpu_best.yaml", "cpu_best@_here_"):
+        recipe.write_text(f"# @package _global_\ndefaults:\n  - {entry}\n  - _self_\n")
+        assert settings.load(["experiment=mine"]).model.name == "timm"
+        assert settings.given(["experiment=mine"]) == base
 
 
 # The schema

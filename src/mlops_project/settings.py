@@ -30,6 +30,7 @@ _SHAPING = {
     *("data.data_dir", "training.early_stopping_patience", "training.max_time"),
     *("training.on_nonfinite", "training.max_skipped_steps"),
 }
+_NAMED = {"model", "data"}  # groups whose files are called by a setting of theirs
 _FOLLOWED = {"model.learning_rate", "model.weight_decay"}
 
 
@@ -66,7 +67,7 @@ def given(arguments: Sequence[str]) -> frozenset[str]:
         if name == "experiment" and value.lower() not in NONE:
             plain = value.strip("'\" ")
             named |= _keys_in(hydra_overrides.CONFIGS / name / f"{plain}.yaml")
-        elif name in ("model", "data"):
+        elif name in _NAMED:
             named.add(f"{name}.name")
         elif name not in GROUPS:
             named.add(name)
@@ -90,10 +91,13 @@ def _keys_in(path: Path) -> set[str]:
     found = set(leaves(content, ""))
     for entry in content.get("defaults", []):
         if isinstance(entry, dict):  # "override /model: timm"
-            groups = (str(group).split()[-1].strip("/") for group in entry)
-            found |= {f"{group}.name" for group in groups}
-        elif entry != "_self_":
-            found |= _keys_in(path.with_name(f"{entry}.yaml"))
+            groups = {str(group).split()[-1].strip("/") for group in entry}
+            found |= {f"{group}.name" for group in groups & _NAMED}
+            continue
+        name = str(entry).partition("@")[0].removeprefix("/experiment/").removesuffix(".yaml")
+        base = path.with_name(f"{name}.yaml")
+        if base.is_file():  # not _self_
+            found |= _keys_in(base)
     return found & keys().keys()
 
 

@@ -169,7 +169,7 @@ def test_a_cell_that_says_it_is_empty_is_empty(tmp_path: Path) -> None:
 def test_several_tables_of_images_are_not_chosen_from(tmp_path: Path) -> None:
     folder = _plain(tmp_path / "ham")
     other = folder / "metadata" / "more.csv"
-    other.write_text(TABLE)  # the same images once more
+    other.write_text(TABLE.replace("ISIC_1,", "isic_1.jpg,"))  # the same images once more
     (folder / "metadata" / "a note.csv").write_text("author,year\nX,2018\n")
     assert read_source(folder).table["image_id"].tolist() == list(IMAGES)
     other.write_text("image_id,lesion_id,dx\nISIC_9,HAM_9,nv\n")

@@ -13,7 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc
 
 from mlops_project.data.diagnoses import DIAGNOSES, MALIGNANT
 from mlops_project.errors import InputError
-from mlops_project.evaluation import bootstrap
+from mlops_project.evaluation import bootstrap, measures
 from mlops_project.evaluation.comparison import compare
 from mlops_project.evaluation.malignancy import as_binary
 
@@ -182,6 +182,27 @@ def test_only_images_of_both_count_and_none_that_the_second_was_trained_on() -> 
     chosen = (first["image_id"] >= "i010") & ~first["image_id"].isin(seen)
     again = compare(TWO, first[chosen], second, "other.ckpt")
     assert again["difference"] == found["difference"]
+
+
+def test_the_interval_of_calibration_errors_is_moved_back_by_what_resampling_adds() -> None:
+    first, second = (
+        t.sort_values("image_id") for t in (predictions(SEVEN, 1), predictions(SEVEN, 2, skill=4))
+    )
+
+    def errors(weights: np.ndarray) -> dict[str, np.ndarray]:
+        found = []
+        for t in (first, second):
+            p = t.filter(regex="^probability_").to_numpy(dtype=float)
+            right = (t["y_pred"] == t["y_true"]).to_numpy()
+            found.append(measures.calibration_error(weights, p.max(axis=1), right))
+        return {"ece": found[0] - found[1]}
+
+    lesions = first["lesion_id"].to_numpy()
+    told = compare(SEVEN, first, second, "other.ckpt")["difference"]["ece"]
+    moved = bootstrap.with_intervals(lesions, errors, biased=["ece"], least=-1)["ece"]
+    assert told["value"] == pytest.approx(moved["value"])
+    assert told["ci95"] == pytest.approx(moved["ci95"])
+    assert told["ci95"] != pytest.approx(bootstrap.with_intervals(lesions, errors)["ece"]["ci95"])
 
 
 def test_nothing_to_compare_on_is_refused() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc_auc_score
 
+from mlops_project.data.demo import generate
 from mlops_project.errors import InputError
 from mlops_project.evaluation.images import known_split, open_images
 from mlops_project.evaluation.report import evaluate
@@ -114,9 +115,13 @@ def test_another_folder_is_a_test_but_for_the_lesions_the_run_has_seen(
     everything = evaluate(checkpoint, str(copy), "all", tmp_path / "all")
     assert everything["n_images"] == len(table) > facts["n_images"]
     assert "calibration" not in everything  # the lesions that it is fitted on are among these
-    table["lesion_id"] = "new_" + table["lesion_id"].astype(str)
-    table.to_csv(copy / "metadata" / "metadata.csv", index=False)
-    assert "calibration" in evaluate(checkpoint, str(copy), "all", tmp_path / "elsewhere")
+    generate(tmp_path / "others", images=100, seed=7)
+    table = pd.read_csv(tmp_path / "others/HAM10000_metadata.csv")
+    table["lesion_id"], table["image_id"] = "new_" + table["lesion_id"], "new_" + table["image_id"]
+    table.to_csv(tmp_path / "others/HAM10000_metadata.csv", index=False)
+    for path in (tmp_path / "others").rglob("*.jpg"):
+        path.rename(path.with_name(f"new_{path.name}"))
+    assert "calibration" in evaluate(checkpoint, str(tmp_path / "others"), "all", tmp_path / "c")
 
 
 def test_images_that_have_gone_are_counted(

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from mlops_project.evaluation.out_of_distribution import (
@@ -154,6 +155,17 @@ def test_what_it_tells_can_be_recomputed() -> None:
     for kind in ("noise", "text", "landscape", "inverted colours"):
         assert facts["auroc"][kind]["value"] > 0.9
     assert facts == judge(VALIDATION, evaluated, images_of, features_of)
+
+
+def test_where_nothing_is_flagged_the_share_has_the_exact_interval_of_the_lesions() -> None:
+    seen, features = VALIDATION[0]["lesion_id"].to_numpy(dtype=str), VALIDATION[1]
+    usual = np.argsort(distances(features, seen, features, seen))[:40]
+    known = (table(40, "new"), features[usual])
+    facts = judge(VALIDATION, known, lambda rows: lesion_images(40, 1)[rows], features_of)
+    lesions = known[0]["lesion_id"].nunique()
+    exact = binomtest(0, lesions).proportion_ci(method="exact")
+    assert facts["flagged"]["value"] == 0
+    assert facts["flagged"]["ci95"] == pytest.approx([exact.low, exact.high])
 
 
 def test_a_model_that_sees_no_difference_says_so() -> None:

@@ -21,7 +21,7 @@ from timm.models import ResNet
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mlops_project import settings
-from mlops_project.errors import InputError
+from mlops_project.errors import InputError, ProjectError
 from mlops_project.models.build import build_model, stages
 from mlops_project.training.module import side_in, sides_in
 from mlops_project.training.run import Result, memory_advice, open_data, train
@@ -297,7 +297,7 @@ def test_the_learning_rate_can_be_found(run_here: Train) -> None:
         assert picture.width > 300
     assert not list(Path.cwd().rglob(".lr_find*"))
     told = json.loads((result.folder / "results.json").read_text())
-    assert "training.learning_rate" in told["auto"].split()
+    assert told["auto"] == "training.learning_rate"
 
 
 def test_other_processes_take_the_rate_that_the_first_one_has_found(
@@ -376,8 +376,10 @@ def test_a_resume_before_at_and_after_unfreezing_changes_nothing(
 
 
 def test_a_batch_that_cannot_be_normalised_is_told(run_here: Train) -> None:
-    with pytest.raises(InputError, match=r"batch_size=1, data.image_size=32: .* single image"):
-        run_here("model=resnet", "model.pretrained=false", "data.batch_size=1")
+    resnet = ("model=resnet", "model.pretrained=false", "data.batch_size=1")
+    for options in (resnet, (*resnet, "training.learning_rate=auto")):
+        with pytest.raises(ProjectError, match=r"batch_size=1: a batch of a single image"):
+            run_here(*options)
 
 
 def test_the_seed_decides_every_bit(run_here: Train) -> None:

@@ -126,6 +126,17 @@ def test_what_a_checkpoint_holds_for_one_network_and_optimizer_stays(train_here:
     assert (RUN / "results.json").is_file(), "the finished run stays as it is"
 
 
+def test_weights_that_fit_one_size_of_images_are_not_resumed_at_another(train_here: Train) -> None:
+    small = ("model=timm", "model.variant=test_vit", "model.pretrained=false")
+    result = train_here("training.max_epochs=1", *small, "data.image_size=160")
+    assert result.folder is not None
+    last = result.folder / "checkpoints/last.ckpt"
+    words = (f"training.resume_from_checkpoint={last}", "training.max_epochs=2")
+    with pytest.raises(InputError, match=r"do not fit the network of these settings \(pos_embed: "):
+        train_here(*words, "data.image_size=128", "training.allow_changes=true", plain=True)
+    assert (result.folder / "results.json").is_file()
+
+
 def test_a_run_goes_on_from_within_its_model_s_folder(
     train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

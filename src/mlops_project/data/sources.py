@@ -184,7 +184,7 @@ def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     tables = [p for p in tests if is_table(p)]
     if tables and len(tests) > 1:
         return "dataverse", tables[:1], [p for p in tests if p.is_dir() or is_zip(p)]
-    beside = [p for p in _tables_beside(folder) if images_of(p)]
+    beside = [p for p in _tables_beside(folder) if images_of(p) is not None]
     if len(beside) == 1:
         return "plain", beside, [folder]
     found = ", ".join(printable(p.name) + ("/" if p.is_dir() else "") for p in entries[:8])
@@ -221,7 +221,7 @@ def _layout(entries: list[Path], folder: Path) -> tuple[str, list[Path], list[Pa
         likely = sorted(tables, key=lambda p: TABLE_ENDINGS.index(p.suffix.lower()))
         named = {path: images_of(path) for path in likely} if len(likely) > 1 else {}
         first, *others = [path for path in likely if named.get(path)] or likely
-        more = [path for path in others if named[path] - named[first]]
+        more = [path for path in others if (named[path] or set()) - (named[first] or set())]
         if more:
             listed = ", ".join(printable(str(path.relative_to(folder))) for path in (first, *more))
             raise InputError(

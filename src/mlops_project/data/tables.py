@@ -138,14 +138,16 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
     return _read_metadata(path, unlabelled)
 
 
-def images_of(path: Path) -> set[str]:
-    """The images that a table names with their diagnoses; none if it does not."""
+def images_of(path: Path) -> set[str] | None:
+    """The images that a table names, in small letters; None if it is no table of diagnoses."""
     try:
         table = read_table(path)
     except InputError:
-        return set()
+        return None
     table.columns = renamed(table.columns)
-    return set(table["image_id"]) - {""} if {"image_id", "dx"} <= set(table.columns) else set()
+    if not {"image_id", "dx"} <= set(table.columns):
+        return None
+    return set(_without_ending(table["image_id"]).str.lower()) - {""}
 
 
 def renamed(columns: Iterable[str]) -> list[str]:
@@ -202,12 +204,15 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
     for groups in sorted(p for p in folder.rglob("*LesionGroupings*.csv") if not is_junk(p)):
         grouping = read_table(groups)
         _require(grouping, ("image", "lesion_id"), groups)
-        named = grouping[~grouping["lesion_id"].str.lower().isin(MISSING)]
-        lesion = dict(zip(_without_ending(named["image"]), named["lesion_id"], strict=True))
-        table["lesion_id"] = table["image_id"].map(lesion).fillna(table["lesion_id"])
+        images = _without_ending(grouping["image"])
+        told = ~grouping["lesion_id"].str.lower().isin(MISSING)
+        lesion = dict(zip(images[told], grouping.loc[told, "lesion_id"], strict=True))
+        table["lesion_id"] = [
+            lesion.get(image, known)
+            for image, known in zip(table["image_id"], table["lesion_id"], strict=True)
+        ]
         confirmed = "diagnosis_confirm_type"
         if confirmed in grouping.columns:
-            images = _without_ending(grouping["image"])
             kinds = dict(zip(images, grouping[confirmed], strict=True))
             table["dx_type"] = table["image_id"].map(kinds).fillna(table["dx_type"])
     return table

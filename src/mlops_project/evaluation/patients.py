@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from mlops_project.data.tables import MISSING
+
 COLUMNS = ("age", "sex", "localization")
 MIDDLE, SPAN = 50.0, 20.0  # years: about the mean and the deviation of HAM10000's ages
 OLDEST = 120  # years; anything else is a code for an unknown age, or a mistake
@@ -41,21 +43,21 @@ def cleaned(table: pd.DataFrame) -> pd.DataFrame:
     told = pd.DataFrame({"age": ages.where(ages.between(0, OLDEST))})
     for column in ("sex", "localization"):
         texts = table[column].astype("string").str.strip().str.lower()
-        told[column] = texts.where(~texts.isin(["", "unknown"]))
+        told[column] = texts.where(~texts.isin(MISSING))
     return told.reset_index(drop=True)
 
 
-def _numbers(known: pd.DataFrame, kinds: dict[str, list[str]]) -> pd.DataFrame:
+def _numbers(patients: pd.DataFrame, kinds: dict[str, list[str]]) -> pd.DataFrame:
     """A column for the age, its square, and each kind of sex and site; NaN where it is unknown.
 
     Args:
-        known: of `cleaned`.
+        patients: of `cleaned`.
         kinds: of sex and localization.
     """
-    age = (known["age"] - MIDDLE) / SPAN
+    age = (patients["age"] - MIDDLE) / SPAN
     parts = [pd.DataFrame({"age": age, "age squared": age**2})]
     for column, names in kinds.items():
-        texts = known[column].where(known[column].isin(names)).astype(object)
+        texts = patients[column].where(patients[column].isin(names)).astype(object)
         each = pd.get_dummies(
             pd.Categorical(texts, names), prefix=column, prefix_sep=": ", dtype=float
         )

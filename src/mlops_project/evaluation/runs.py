@@ -26,7 +26,7 @@ class Run:
     Attributes:
         folder: models/<model>/version_N.
         settings: by dotted name, without those that change nothing about the result.
-        results: what results.json holds: its best epoch's metrics and those on the test split.
+        results: what results.json holds: the tested epoch's metrics and those on the test split.
         history: metrics.csv, one row an epoch.
     """
 
@@ -92,7 +92,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{folder}: the run cannot be read ({reason[:150]})") from error
-        auto = (results.get("auto") or "").split()
+        auto = results.get("auto", "").split()
         kept = settings.shaping(settings.from_container(container), auto)
         runs.append(Run(folder, kept, results, history))
     return runs

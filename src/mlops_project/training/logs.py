@@ -86,7 +86,7 @@ def rewind(folder: Path, positions: dict[str, Any], logged_step: int, epochs: in
             path.unlink()
     table = folders.LOGS / CSV_NAME / _csv_version(folder) / "metrics.csv"
     # Beside a run of another working folder, a table of this name tells of another run.
-    if not table.is_file() or folder.parents[1].absolute() != folders.MODELS.absolute():
+    if not table.is_file() or folder.parents[1] != folders.MODELS:
         return
     with table.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = [row for row in csv.DictReader(file) if _is_before(row, logged_step, epochs)]

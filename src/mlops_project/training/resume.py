@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from mlops_project import setting_keys, settings
 from mlops_project.config import Config
@@ -46,12 +48,14 @@ class Resume:
     Attributes:
         path: of the checkpoint.
         checkpoint: what it holds, but for the weights.
+        shapes: of the network's weights in it, by their names.
         folder: the run's; None where the checkpoint lies elsewhere, so that a new one is made.
     """
 
     path: Path
     checkpoint: dict[str, Any]
     folder: Path | None
+    shapes: dict[str, torch.Size]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -83,7 +87,20 @@ class Resume:
         """Names of the settings that the run has found for "auto", and that it keeps."""
         before = settings.shaping(settings.from_container(self.facts["config"]))
         now = settings.shaping(config)
-        return {name for name in self.facts.get("auto", []) if now[name] == before[name]}
+        kept = self.facts.get("auto", [])
+        return {name for name in kept if name in now and now[name] == before[name]}
+
+    def check_network(self, network: nn.Module) -> None:
+        """Raises InputError if the weights are those of another network."""
+        theirs, ours = self.shapes, {n: w.shape for n, w in network.state_dict().items()}
+        names = [n for n in theirs | ours if theirs.get(n) != ours.get(n)]
+        if not names:
+            return
+        before, now = (tuple(shapes.get(names[0], ())) for shapes in (theirs, ours))
+        raise InputError(
+            f"{self.path}: its weights do not fit the network of these settings ({names[0]}: "
+            f"{before}, now {now})\nLeave the settings as they were."
+        )
 
     def check_data(self, data: HAM10000DataModule, config: Config) -> None:
         """Raises InputError if the images or their split are not what they were."""
@@ -160,7 +177,10 @@ def open_resume(path: str) -> Resume:
         # Not the weights, which Lightning reads again.
         names = (ENTRY, "callbacks", "loops", POSITION, "global_step")
         kept = {name: checkpoint[name] for name in names}
-        resume = Resume(Path(path), kept, folder)
+        weights = checkpoint["state_dict"].items()
+        prefix = "network."
+        shapes = {n.removeprefix(prefix): w.shape for n, w in weights if n.startswith(prefix)}
+        resume = Resume(Path(path), kept, folder, shapes)
         history = kept["callbacks"]["History"]
         _ = [history["logged_step"], history["rows"], resume.facts["weights"], resume.positions]
         _ = [resume.facts["config"], resume.facts["split_hash"], resume.within_epoch]

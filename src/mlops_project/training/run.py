@@ -61,6 +61,9 @@ from mlops_project.training.tuning import find_batch_size, find_learning_rate
 
 log = logging.getLogger("mlops_project")
 
+# By trials of a run, so that its repetitions may find other values.
+FOUND = ("data.batch_size", "training.learning_rate")
+
 
 def train(config: Config, given: frozenset[str] | None = None) -> Result:
     """Trains, checks and saves a model.
@@ -100,7 +103,8 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
 
     # Whatever may be wrong with the input shows here, before a folder is made for the run.
     config, resume = find_resume(config, given)
-    asked = settings.shaping(config)
+    auto = {n for n, v in settings.shaping(config).items() if n in FOUND and v == "auto"}
+    auto |= resume.auto(config) if resume else set()
     monitor_mode(config.training.monitor_metric)
     check_optimizer(config.training.optimizer)
     check_machine(config.training)
@@ -116,6 +120,7 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     for side in sides_in(config)[:-1]:
         try_size(built.network, config.model, side, "data.start_size")
     if resume:
+        resume.check_network(built.network)
         built.weights = resume.facts["weights"]
     choose_presets(config, built.network, len(data.rows_of("train")))
     if device_type(config.training) == "cpu":
@@ -132,10 +137,9 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
             folder = folders.new_run_folder(config.model.name)
             folders.hold(folder)
     if config.training.learning_rate == "auto":
-        config.training.learning_rate = find_learning_rate(config, built, data, folder)
+        with _single_images(config):
+            config.training.learning_rate = find_learning_rate(config, built, data, folder)
         pl.seed_everything(config.seed, verbose=False)
-    auto = {n for n, v in settings.shaping(config).items() if asked[n] == "auto" != v}
-    auto |= resume.auto(config) if resume else set()
     module = build_module(config, built, data, auto)
     if folder is not None:
         if resume:
@@ -168,7 +172,7 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
         warnings.filterwarnings("ignore", message=".*number of training batches .* smaller than.*")
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
-        with _failures(trainer, keeper, config):
+        with _failures(trainer, keeper, config), _single_images(config):
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
             early = trainer.early_stopping_callback
             if isinstance(early, EarlyStopping) and early.stopped_epoch:
@@ -234,10 +238,6 @@ def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Itera
         if is_out_of_memory(error):
             raise ProjectError(memory_advice(config) + go_on(keeper)) from error
         raise
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise InputError(one_image_advice(config)) from error
     except OSError as error:
         message = file_failure(error)
         if isinstance(error, FileNotFoundError):
@@ -248,6 +248,22 @@ def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Itera
         raise ProjectError(message + go_on(keeper)) from error
     finally:
         threading.excepthook = hook
+
+
+@contextmanager
+def _single_images(config: Config) -> Iterator[None]:
+    """Tells of a batch of one image that has features of a single pixel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ProjectError(
+            f"data.batch_size={config.data.batch_size}: a batch of a single image cannot be "
+            f"normalised by this network at data.image_size={config.data.image_size}\n"
+            "Try a data.batch_size that leaves no single image over; some networks take one if the "
+            "images are larger."
+        ) from error
 
 
 def _is_of_files(told: threading.ExceptHookArgs) -> bool:
@@ -262,15 +278,6 @@ def go_on(keeper: Checkpoints) -> str:
     return (
         "\nTo go on from the latest checkpoint: uv run src/mlops_project/train.py "
         f"training.resume_from_checkpoint={path}"
-    )
-
-
-def one_image_advice(config: Config) -> str:
-    """What to change where a batch of one image has features of a single pixel."""
-    return (
-        f"data.batch_size={config.data.batch_size}, data.image_size={config.data.image_size}: a "
-        "batch of a single image, of which the network leaves one pixel, cannot be normalised\n"
-        "Try another data.batch_size, which does not leave one image over, or larger images."
     )
 
 

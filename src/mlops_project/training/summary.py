@@ -87,7 +87,7 @@ def summary_row(
     seconds: float,
     speed: dict[str, float],
 ) -> dict[str, Any]:
-    """The run's row in reports/training_metrics.csv: its best epoch's metrics, and its speed.
+    """The run's row in reports/training_metrics.csv: its result's metrics, and its speed.
 
     `auto` names the settings whose values were found for "auto".
     """

@@ -219,7 +219,9 @@ def test_a_calibration_says_what_it_takes_the_classes_for(example: Example, tmp_
     text = " ".join(path.read_text(encoding="utf-8").split())
     assert words in text
     reached = [adjusted[when]["balanced_accuracy"]["value"] for when in ("after", "before")]
-    told = "again expected as often as in training, reach a balanced accuracy of {:.3f}"
+    told = (
+        "again expected as often as the network was trained to, reach a balanced accuracy of {:.3f}"
+    )
     assert f"{told}, the network's own {{:.3f}}.".format(*reached) in text
 
 
