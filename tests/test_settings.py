@@ -329,6 +329,11 @@ def test_a_variant_names_its_model_and_image_size(arguments: str, name: str, siz
         (["training.unfreeze_schedule=[1,2]"], "training.unfreeze_schedule", [[1, 2]]),
         (["wandb.name='a,b'"], "wandb.name", ["a,b"]),
         (["data.data_dir=a b,c d"], "data.data_dir", ["a b", "c d"]),
+        (["data.data_dir=ä(1),/ö"], "data.data_dir", ["ä(1)", "/ö"]),
+        (["wandb.name=1.10,1e3,2024_01_02"], "wandb.name", ["1.10", "1e3", "2024_01_02"]),
+        (["data.data_dir=2024_01_02", "seed=1,2"], "data.data_dir", ["2024_01_02"] * 2),
+        (["wandb.name=it's,'a,b',none"], "wandb.name", ["it's", "a,b", None]),
+        (["data.cache=off,auto,c"], "data.cache", ["off", "auto", "c"]),
     ],
 )
 def test_a_multirun_is_every_combination(arguments: list[str], key: str, values: list[Any]) -> None:

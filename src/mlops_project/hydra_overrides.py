@@ -103,9 +103,10 @@ def _checked_value(key: Key, value: str) -> str:
         if "none" in key.facts["choices"]:
             return "none"
     if key.kind.startswith("list"):
-        if not plain.startswith("["):
-            return f"[{plain}]"
-        return value
+        inner = plain[1:-1] if plain.startswith("[") and plain.endswith("]") else plain
+        if key.kind == "list of str" and not re.search(r"[\[\]{}]", inner):
+            return f"[{','.join(map(_as_text, _split(inner)))}]"
+        return value if plain.startswith("[") else f"[{plain}]"
     if re.search(r"^[^\[{'\"(]*,", plain):
         raise InputError(_several(key.name, value))
     plain_text = plain[:1] not in "'\"[{" and "\\" not in plain and plain.lower() not in NONE
@@ -114,6 +115,28 @@ def _checked_value(key: Key, value: str) -> str:
     if key.kind == "str" and not key.facts["choices"] and plain_text:
         return _in_quotes(plain)  # 2024_01_02 and 1e3 are names here, not numbers
     return value
+
+
+def _split(value: str) -> list[str]:
+    """The parts between commas, but for those in quotes, without blanks around them."""
+    text = r"""'(?:\\.|[^'\\])*'\s*(?=,|$)|"(?:\\.|[^"\\])*"\s*(?=,|$)|[^,]*"""
+    parts = re.findall(rf"(?:^|,)\s*({text})", value)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _as_text(item: str) -> str:
+    return item if item[:1] in ("'", '"') else _in_quotes(item)
+
+
+def _with_texts(argument: str) -> str:
+    """An override of a multirun, where each of several texts is quoted, so that it stays one."""
+    name, equals, value = argument.partition("=")
+    key = keys().get(name.strip().lstrip("-+"))
+    if not equals or key is None or key.kind != "str" or key.facts["choices"]:
+        return argument
+    if re.match(r"\s*(\[|\{|(choice|range|interval|glob|shuffle|sort|tag|str)\()", value):
+        return argument
+    return f"{name}={','.join(_checked_value(key, item) for item in _split(value))}"
 
 
 def _several(name: str, value: str) -> str:
@@ -133,7 +156,7 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
 
-    texts, runs = normalise(arguments), 1.0
+    texts, runs = normalise([_with_texts(argument) for argument in arguments]), 1.0
     try:
         overrides = OverridesParser.create().parse_overrides(texts)
         for value in (override.value() for override in overrides):

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.demo import SHARES, draw_table, generate
 from mlops_project.data.demo_lesions import draw_lesion, render
 from mlops_project.data.sources import read_source
@@ -84,6 +85,32 @@ def test_generating_again_changes_nothing_and_another_recipe_replaces(tmp_path: 
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
     assert generate(folder, images=100, seed=2)
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == ["demo"]
+
+
+def test_whoever_needs_synthetic_images_takes_those_that_are_there(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    generate(folder, images=100, seed=7)
+    (folder / "notes.txt").write_text("mine")
+    module = HAM10000DataModule(folder, name="demo", image_size=16)
+    module.read()
+    assert len(module.table) < 150
+    assert (folder / "notes.txt").is_file()
+
+
+def test_a_linked_folder_and_the_present_one_are_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "demo").symlink_to("elsewhere")
+    assert generate(tmp_path / "demo", images=100)
+    assert (tmp_path / "demo").is_symlink()
+    assert read_source(tmp_path / "elsewhere").synthetic
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert generate(".", images=100)
+    assert not generate(".", images=100)
+    with pytest.raises(InputError, match="seed -1: must be at least 0"):
+        generate(tmp_path / "new", seed=-1)
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -136,6 +136,19 @@ def test_what_is_no_file_is_missing(tmp_path: Path) -> None:
     assert read_source(folder).missing == ("ISIC_1", "ISIC_2")
 
 
+def test_folders_are_found_through_links_once_and_links_in_a_circle_end(tmp_path: Path) -> None:
+    folder = _plain(tmp_path / "ham", images=())
+    (tmp_path / "elsewhere" / "deeper").mkdir(parents=True)
+    for name, place in zip(IMAGES, ("elsewhere", "elsewhere/deeper", "ham/images"), strict=True):
+        (tmp_path / place / f"{name}.jpg").write_text(name)
+    for name, target in (("a", "../../elsewhere"), ("b", "../../elsewhere"), ("c", "..")):
+        (folder / "images" / name).symlink_to(target)
+    (tmp_path / "elsewhere" / "deeper" / "up").symlink_to("..")
+    source = read_source(folder)
+    assert source.table["image_id"].tolist() == list(IMAGES)
+    assert source.missing == ()
+
+
 def test_names_from_outside_cannot_steer_a_terminal_or_fill_it(tmp_path: Path) -> None:
     (tmp_path / "\x1b[2J\n\udcff").touch()
     assert "It holds: \\x1b[2J\\n\\udcff\n" in _refusal(tmp_path)

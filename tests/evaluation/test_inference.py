@@ -224,6 +224,10 @@ def test_images_of_the_same_name_are_told_apart_by_their_folders(
     shutil.copy(pictures[2], tmp_path / "new" / "2.jpg")
     evaluate(checkpoint, str(tmp_path / "new"), output=tmp_path / "out")
     assert read(tmp_path / "out")["image_id"].tolist() == ["2", "monday/1", "tuesday/1"]
+    Image.open(pictures[2]).save(tmp_path / "new" / "2.png")
+    evaluate(checkpoint, str(tmp_path / "new"), output=tmp_path / "out")
+    expected = ["2.jpg", "2.png", "monday/1", "tuesday/1"]
+    assert read(tmp_path / "out")["image_id"].tolist() == expected
 
 
 def test_a_folder_whose_tables_leave_a_doubt_is_refused(

@@ -254,6 +254,9 @@ def test_what_is_named_as_one_can_be_pasted_and_is_of_one_seed(
     runs = read_runs(sorted((tmp_path / "my runs").glob("*/*")))[:2]
     words = shlex.split(next_command(group(runs)))
     assert words[-4:-2] == [run.results["checkpoint"] for run in runs]
+    for run in runs:  # two of three folds, and no test split
+        run.settings.update({"data.folds": 3, "data.test_fraction": 0})
+    assert next_command(group(runs)).endswith(" --split out-of-fold")
     runs[0].settings["seed"] = 7
     assert next_command(group(runs)) == ""
 

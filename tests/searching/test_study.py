@@ -394,6 +394,15 @@ def test_a_search_goes_on_only_with_what_can_be_compared(
     assert "--name" in str(refused.value)
 
 
+def test_a_text_that_was_a_number_is_another_search(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    open_study(write_sweep(parameters={"data.batch_size": {"values": [4, 8]}}), storage)
+    with pytest.raises(InputError, match=r"parameters\.data\.batch_size: 4, 8, now it is 4, 8 \("):
+        open_study(write_sweep(parameters={"data.batch_size": {"values": ["4", "8"]}}), storage)
+
+
 def test_what_is_shown_in_a_terminal_and_in_a_pipe(
     write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

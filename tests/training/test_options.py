@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from timm.models import ResNet
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mlops_project import settings
-from mlops_project.errors import InputError, ProjectError
+from mlops_project.errors import InputError, Interrupted, ProjectError
 from mlops_project.models.build import build_model, stages
 from mlops_project.training.module import side_in, sides_in
 from mlops_project.training.run import Result, memory_advice, open_data, train
@@ -300,6 +301,23 @@ def test_the_learning_rate_can_be_found(run_here: Train) -> None:
     assert told["auto"] == "training.learning_rate"
 
 
+def test_ctrl_c_while_the_rate_is_looked_for_ends_as_such(run_here: Train) -> None:
+    asked = []
+
+    def interrupt(module: torch.nn.Module, _: Any) -> None:
+        asked.append(module)
+        if module.training and len(asked) > 50:
+            signal.raise_signal(signal.SIGINT)
+
+    handle = register_module_forward_pre_hook(interrupt)
+    try:
+        with pytest.raises(Interrupted, match="interrupted") as caught:
+            run_here("training.learning_rate=auto", "data.batch_size=4")
+    finally:
+        handle.remove()
+    assert caught.value.exit_code == 130
+
+
 def test_other_processes_take_the_rate_that_the_first_one_has_found(
     here: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,6 +555,11 @@ def test_an_offline_run_of_weights_and_biases_holds_what_was_asked_for(
         if r.WhichOneof("record_type") == "request"
     } | {r.artifact.type for r in records if r.WhichOneof("record_type") == "artifact"}
     assert {"model", "code"} <= artifacts
+
+
+def test_a_name_that_weights_and_biases_refuses_is_told(run_here: Train) -> None:
+    with pytest.raises(InputError, match=r"refuses the run: .*project name.*\n.*wandb\.enabled"):
+        run_here("wandb.enabled=true", "wandb.project=skin/lesion")
 
 
 def read_records(path: Path) -> Any:

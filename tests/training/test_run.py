@@ -159,6 +159,17 @@ def test_only_the_last_checkpoint_is_kept_where_none_of_the_best_is_wanted(
     assert "last epoch 3" in next((tmp_path / "logs").glob("train_*.log")).read_text()
 
 
+def test_a_number_that_is_given_again_tells_of_the_new_run_alone(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        result = train_in(tmp_path, demo_folder, "training.max_epochs=1")
+        assert result.folder == Path("models/baseline_cnn/version_0")
+        shutil.rmtree(tmp_path / result.folder)
+    steps = pd.read_csv(tmp_path / "logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
+    assert steps["val_loss"].notna().sum() == 1
+
+
 def test_training_stops_early_when_nothing_improves(demo_folder: Path, tmp_path: Path) -> None:
     train_in(
         tmp_path,

@@ -80,8 +80,19 @@ def find_images(places: list[Path]) -> Iterator[tuple[str, str, str]]:
 
 
 def _in_folder(place: Path) -> Iterator[tuple[str, str, str]]:
-    for parent, folders, names in os.walk(place):
-        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
+    root, linked = os.path.realpath(place), set[str]()
+    for parent, folders, names in os.walk(place, followlinks=True):
+        kept = []
+        for folder in sorted(f for f in folders if not f.startswith((".", "__MACOSX"))):
+            path = os.path.join(parent, folder)
+            if os.path.islink(path):
+                real = os.path.realpath(path)
+                # What lies inside is found without the link; what holds the place has no end.
+                if real in linked or os.path.commonpath([real, root]) in (real, root):
+                    continue
+                linked.add(real)
+            kept.append(folder)
+        folders[:] = kept
         for name in sorted(names):
             yield name, os.path.join(parent, name), ""
 

@@ -100,7 +100,7 @@ def open_cache(
     if _is_whole(path, shape) and not any(map(len, _lacking(path, shape, rows))):
         # Nothing to wait for or to write: it may be another user's, or on a disk of many hosts.
         return ImageCache(_map(path, shape), {}, path)
-    path = _writable(Path(folder)) / name
+    path = _writable(Path(folder), name) / name
     try:
         with _locked(path.with_suffix(".lock")):
             _prepare(path, shape, table, side)
@@ -127,7 +127,9 @@ def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return np.memmap(path / "images.u8", dtype=np.uint8, mode="r", shape=shape)
 
 
-def _writable(folder: Path) -> Path:
+def _writable(folder: Path, name: str) -> Path:
+    """The folder, or the user's own where it or the cache of this name cannot be written to."""
+    why = "is read-only"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -138,12 +140,17 @@ def _writable(folder: Path) -> Path:
             raise _no_space(folder, 0) from error
         if error.errno not in READ_ONLY:
             raise
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        other = Path(base) / "mlops_project"
-        log.warning("%s is read-only: decoded images are kept in %s", folder, other)
-        other.mkdir(parents=True, exist_ok=True)
-        return other
-    return folder
+    else:
+        own = folder / name
+        files = [own, *own.glob("*")] if own.is_dir() else []
+        if all(os.access(path, os.W_OK) for path in files):
+            return folder
+        why = f"holds another user's {name}"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    other = Path(base) / "mlops_project"
+    log.warning("%s %s: decoded images are kept in %s", folder, why, other)
+    other.mkdir(parents=True, exist_ok=True)
+    return other
 
 
 def _fingerprint(table: pd.DataFrame, side: int) -> str:

@@ -55,9 +55,11 @@ def generate(
         True if they were generated now.
 
     Raises:
-        InputError: the folder holds something else, or there are too few images.
+        InputError: the folder holds something else, there are too few images, or no such seed.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))  # a link stays, and "." has a name
+    if seed < 0:
+        raise InputError(f"seed {seed}: must be at least 0")
     if images < 100:
         raise InputError(
             f"{images} synthetic images: at least 100, so that each class has three lesions"
@@ -78,12 +80,34 @@ def generate(
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             _write(partial, recipe, progress)
-            shutil.rmtree(folder, ignore_errors=True)
             partial.chmod(0o755)
-            partial.rename(folder)
+            if folder.is_dir():
+                _refill(folder, partial)
+            else:
+                partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return True
+
+
+def _refill(folder: Path, new: Path) -> None:
+    """Puts what is in `new` into a folder that stays: it may be a mount, or the present one.
+
+    What says that the folder is whole goes first and comes last.
+    """
+    whole = folder / SYNTHETIC_MARKER
+    whole.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in sorted(new.iterdir(), key=lambda p: p.name == whole.name):
+        shutil.move(path, folder / path.name)
+
+
+def ensure(folder: str | os.PathLike[str]) -> None:
+    """Generates the usual images, unless the folder holds synthetic ones, whatever their number."""
+    made = _made_of(Path(folder))
+    if made is None or made["format"] != FORMAT:
+        generate(folder)
 
 
 def _made_of(folder: Path) -> dict[str, int] | None:

@@ -154,18 +154,19 @@ def _tables_without_diagnoses(folder: Path) -> list[Path]:
 def _table_of_images(folder: Path) -> pd.DataFrame:
     """A row for each image of a folder without a table; its name is the image's and the lesion's.
 
-    Images of the same name are told apart by their folders.
+    Images of the same name are told apart by their folders, or else by their endings.
     """
     rows = []
     for _, path, member in find_images([folder]):
-        inside = str(Path(path).relative_to(folder).with_suffix(""))
+        inside = str(Path(path).relative_to(folder))
         # A name that is no text can neither be hashed nor written into a table.
         name = os.fsencode(inside).decode("utf-8", "backslashreplace")
         rows.append({"image_id": name, "path": path, "member": member})
     table = pd.DataFrame(rows, columns=["image_id", "path", "member"])
-    names = table["image_id"].map(lambda name: Path(name).name)
-    table["image_id"] = table["image_id"].where(names.duplicated(keep=False), names)
-    # The same name with two endings, in one folder
+    whole = table["image_id"]
+    names, stems = whole.map(lambda n: Path(n).stem), whole.map(lambda n: os.path.splitext(n)[0])
+    ids = names.mask(names.duplicated(keep=False), stems)
+    table["image_id"] = ids.mask(stems.duplicated(keep=False), whole)
     table = table.drop_duplicates("image_id").sort_values("image_id").reset_index(drop=True)
     table["lesion_id"], table["dx"], table["age"] = table["image_id"], "", float("nan")
     for column in ("dx_type", "sex", "localization", "dataset"):

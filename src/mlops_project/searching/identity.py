@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import yaml
+
 from mlops_project import setting_keys, settings
 from mlops_project.errors import InputError
 from mlops_project.searching.space import Parameter
@@ -39,6 +41,8 @@ def check_same(name: str, before: dict[str, str], now: dict[str, str]) -> None:
 
 def _exactly(parameter: Parameter) -> str:
     if parameter.choices:
-        return parameter.told
+        # To Optuna 18 and "18" are two values, though a setting takes them for one.
+        texts = [c for c in parameter.choices if isinstance(c, str) and yaml.safe_load(c) != c]
+        return parameter.told + (f" ({', '.join(texts)} as text)" if texts else "")
     rounding = f", multiples of {parameter.quantum}" if parameter.quantum else ""
     return f"{parameter.distribution()}{rounding}"

@@ -52,6 +52,11 @@ def build_loggers(config: Config, folder: Path, positions: dict[str, Any]) -> li
     return loggers
 
 
+def clear(folder: Path) -> None:
+    """Removes what a run has logged whose folder, of the same name as this new one, is gone."""
+    (folders.LOGS / CSV_NAME / _csv_version(folder) / "metrics.csv").unlink(missing_ok=True)
+
+
 def positions(loggers: list[Logger], folder: Path) -> dict[str, Any]:
     """Writes out what the loggers hold, and says how far they are.
 

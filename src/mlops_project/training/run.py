@@ -136,6 +136,7 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
         if folder is None:
             folder = folders.new_run_folder(config.model.name)
             folders.hold(folder)
+            logs.clear(folder)
     if config.training.learning_rate == "auto":
         with _single_images(config):
             config.training.learning_rate = find_learning_rate(config, built, data, folder)

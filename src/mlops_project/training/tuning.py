@@ -18,7 +18,14 @@ from torch import nn
 
 from mlops_project.config import Config, TrainingConfig
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.errors import InputError, ProjectError, is_out_of_memory
+from mlops_project.errors import (
+    InputError,
+    Interrupted,
+    ProjectError,
+    interrupted_by,
+    is_out_of_memory,
+    signal_arrived,
+)
 from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel
 from mlops_project.training.module import build_module, recompute_activations
@@ -64,6 +71,7 @@ def find_learning_rate(
 
     Raises:
         InputError: in a process that was not started by the first one.
+        Interrupted: a signal has asked for the end.
         ProjectError: the loss fell nowhere.
     """
     told = _told(FOUND_RATE, "training.learning_rate")
@@ -90,14 +98,17 @@ def find_learning_rate(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    finder = Tuner(trainer).lr_find(
-        module,
-        datamodule=data,
-        min_lr=SMALLEST_RATE,
-        max_lr=LARGEST_RATE,
-        num_training=STEPS,
-        update_attr=False,
-    )
+    try:
+        finder = Tuner(trainer).lr_find(
+            module,
+            datamodule=data,
+            min_lr=SMALLEST_RATE,
+            max_lr=LARGEST_RATE,
+            num_training=STEPS,
+            update_attr=False,
+        )
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
+        raise Interrupted(*interrupted_by(signal_arrived())) from None
     rate = finder.suggestion() if finder is not None else None
     if finder is None or rate is None:
         raise ProjectError(

@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 
 from mlops_project.config import Config
+from mlops_project.errors import InputError, ProjectError
+from mlops_project.printable import printable
 
 log = logging.getLogger("mlops_project")
 
@@ -67,8 +69,24 @@ def _why_offline() -> str | None:
 
 
 def watch(logger: WandbLogger, config: Config, network: nn.Module) -> None:
-    """Starts what `wandb.log_code` and `wandb.watch_model` ask for."""
-    run: Any = logger.experiment
+    """Starts the run, and what `wandb.log_code` and `wandb.watch_model` ask for.
+
+    Raises:
+        InputError: a name that Weights & Biases does not allow.
+        ProjectError: its server refuses the run.
+    """
+    from wandb.errors import Error, UsageError
+
+    try:
+        run: Any = logger.experiment
+    except Error as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        kind = InputError if isinstance(error, UsageError) else ProjectError
+        raise kind(
+            f"Weights & Biases refuses the run: {printable(reason, 200)}\n"
+            "Correct the wandb settings or log in again (`uv run wandb login`); WANDB_MODE=offline "
+            "or wandb.enabled=false train without its server."
+        ) from error
     if config.wandb.log_code:
         run.log_code(str(PACKAGE), name="source")
     if config.wandb.watch_model != "none":

@@ -120,7 +120,10 @@ def next_command(groups: Sequence[Group]) -> str:
     seeds = {run.settings["seed"] for one in groups for run in one.runs}
     if len(paths) == 1 or len(seeds) > 1:
         return ""
-    split = " --split out-of-fold" if groups[0].is_cross_validation() else ""
+    kept = [run.settings for run in groups[0].runs]
+    # Of an unfinished cross-validation without a test split there is nothing else to evaluate.
+    parts = kept[0]["data.folds"] is not None and kept[0]["data.test_fraction"] == 0
+    split = " --split out-of-fold" if parts or groups[0].is_cross_validation() else ""
     return f"uv run src/mlops_project/evaluate.py --checkpoint {shlex.join(paths)}{split}"
 
 

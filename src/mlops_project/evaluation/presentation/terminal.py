@@ -116,7 +116,7 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
         " -> ".join(f"{known[when][name]['value']:.3f}" for when in ("before", "after"))
         for name in ("ece", "balanced_accuracy")
     ]
-    trained = ", by what the network expects," if any(known["prior"].values()) else ""
+    trained = ", with the network's own prior," if any(known["prior"].values()) else ""
     lines = [
         f"calibration: temperature {known['temperature']:.2f} and an offset for each class, "
         f"ECE {changes[0]}, balanced accuracy of its answers{trained} {changes[1]}"
