@@ -82,7 +82,10 @@ def test_what_an_experiment_builds_on_is_given_as_well(
     shutil.copytree(CONFIGS, tmp_path / "configs")
     monkeypatch.setattr(hydra_overrides, "CONFIGS", tmp_path / "configs")
     recipe = tmp_path / "configs" / "experiment" / "mine.yaml"
-    for entry in ("cpu_best", "/experiment/cpu_best", "cpu_best.yaml", "cpu_best@_here_"):
+    (tmp_path / "configs/experiment/base").mkdir()
+    shutil.copy(CONFIGS / "experiment/cpu_best.yaml", tmp_path / "configs/experiment/base/one.yaml")
+    named = ("cpu_best", "/experiment/cpu_best", "cpu_best.yaml", "cpu_best@_here_", "base/one")
+    for entry in named:
         recipe.write_text(f"# @package _global_\ndefaults:\n  - {entry}\n  - _self_\n")
         assert settings.load(["experiment=mine"]).model.name == "timm"
         assert settings.given(["experiment=mine"]) == base
@@ -334,6 +337,10 @@ def test_a_variant_names_its_model_and_image_size(arguments: str, name: str, siz
         (["data.data_dir=2024_01_02", "seed=1,2"], "data.data_dir", ["2024_01_02"] * 2),
         (["wandb.name=it's,'a,b',none"], "wandb.name", ["it's", "a,b", None]),
         (["data.cache=off,auto,c"], "data.cache", ["off", "auto", "c"]),
+        (["wandb.name=f(a,b),c{d,e}"], "wandb.name", ["f(a,b)", "c{d,e}"]),
+        (["wandb.name=choice (a,b)"], "wandb.name", ["a", "b"]),
+        (["wandb.tags=1.10,2"], "wandb.tags", [["1.10"], ["2"]]),
+        (["wandb.tags=[1e3,'a,b'],[x]"], "wandb.tags", [["1e3", "a,b"], ["x"]]),
     ],
 )
 def test_a_multirun_is_every_combination(arguments: list[str], key: str, values: list[Any]) -> None:

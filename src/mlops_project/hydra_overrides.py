@@ -13,6 +13,10 @@ from mlops_project.setting_keys import GROUPS, NONE, Key, keys, suggestion
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MAX_RUNS = 10_000  # of a multirun
+# Functions of Hydra's grammar
+_SWEEPS = re.compile(
+    r"\s*(choice|range|interval|glob|shuffle|sort|tag|str|int|float|bool|json_str|extend_list)\s*\("
+)
 
 
 def files_of(group: str) -> list[Path]:
@@ -105,7 +109,7 @@ def _checked_value(key: Key, value: str) -> str:
     if key.kind.startswith("list"):
         inner = plain[1:-1] if plain.startswith("[") and plain.endswith("]") else plain
         if key.kind == "list of str" and not re.search(r"[\[\]{}]", inner):
-            return f"[{','.join(map(_as_text, _split(inner)))}]"
+            return f"[{_as_texts(inner)}]"
         return value if plain.startswith("[") else f"[{plain}]"
     if re.search(r"^[^\[{'\"(]*,", plain):
         raise InputError(_several(key.name, value))
@@ -118,23 +122,31 @@ def _checked_value(key: Key, value: str) -> str:
 
 
 def _split(value: str) -> list[str]:
-    """The parts between commas, but for those in quotes, without blanks around them."""
-    text = r"""'(?:\\.|[^'\\])*'\s*(?=,|$)|"(?:\\.|[^"\\])*"\s*(?=,|$)|[^,]*"""
-    parts = re.findall(rf"(?:^|,)\s*({text})", value)
+    """The parts between commas, but for those in quotes and brackets, without blanks around."""
+    quoted = r"""'(?:\\.|[^'\\])*'\s*(?=,|$)|"(?:\\.|[^"\\])*"\s*(?=,|$)"""
+    plain = r"(?:\\.|\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|[^,\\])*"
+    parts = re.findall(rf"(?:^|,)\s*({quoted}|{plain})", value)
     return [part.strip() for part in parts if part.strip()]
 
 
-def _as_text(item: str) -> str:
-    return item if item[:1] in ("'", '"') else _in_quotes(item)
+def _as_texts(items: str) -> str:
+    """The items of a list of texts, quoted where they are plain."""
+    found = _split(items)
+    kept = [i[:1] in ("'", '"') or "\\" in i or i.lower() in NONE for i in found]
+    return ",".join(i if k else _in_quotes(i) for i, k in zip(found, kept, strict=True))
 
 
 def _with_texts(argument: str) -> str:
     """An override of a multirun, where each of several texts is quoted, so that it stays one."""
     name, equals, value = argument.partition("=")
     key = keys().get(name.strip().lstrip("-+"))
-    if not equals or key is None or key.kind != "str" or key.facts["choices"]:
+    if not equals or key is None or key.facts["choices"] or "${" in value or _SWEEPS.match(value):
         return argument
-    if re.match(r"\s*(\[|\{|(choice|range|interval|glob|shuffle|sort|tag|str)\()", value):
+    if key.kind == "list of str":
+        if "[" not in value:
+            return f"{name}={_as_texts(value)}"
+        return f"{name}=" + re.sub(r"(?<=\[)[^\[\]]*(?=\])", lambda m: _as_texts(m[0]), value)
+    if key.kind != "str" or value.strip()[:1] in ("[", "{"):
         return argument
     return f"{name}={','.join(_checked_value(key, item) for item in _split(value))}"
 

@@ -94,8 +94,9 @@ def _keys_in(path: Path) -> set[str]:
             groups = {str(group).split()[-1].strip("/") for group in entry}
             found |= {f"{group}.name" for group in groups & _NAMED}
             continue
-        name = str(entry).partition("@")[0].removeprefix("/experiment/").removesuffix(".yaml")
-        base = path.with_name(f"{name}.yaml")
+        name = str(entry).partition("@")[0].removesuffix(".yaml")
+        place = hydra_overrides.CONFIGS if name.startswith("/") else path.parent
+        base = place / f"{name.lstrip('/')}.yaml"
         if base.is_file():  # not _self_
             found |= _keys_in(base)
     return found & keys().keys()

@@ -14,7 +14,7 @@ from PIL import Image
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.demo import SHARES, draw_table, generate
 from mlops_project.data.demo_lesions import draw_lesion, render
-from mlops_project.data.sources import read_source
+from mlops_project.data.sources import SYNTHETIC_MARKER, read_source
 from mlops_project.data.splits import split_by_lesion
 from mlops_project.errors import InputError
 
@@ -109,6 +109,10 @@ def test_a_linked_folder_and_the_present_one_are_filled(
     monkeypatch.chdir(tmp_path / "here")
     assert generate(".", images=100)
     assert not generate(".", images=100)
+    marker = Path(SYNTHETIC_MARKER)
+    marker.write_text(marker.read_text().replace('"format": 1', '"format": 0'))  # was interrupted
+    assert generate(".", images=100, keep=True)
+    assert len(read_source(Path.cwd()).table) == len(draw_table(100, 42))
     with pytest.raises(InputError, match="seed -1: must be at least 0"):
         generate(tmp_path / "new", seed=-1)
 

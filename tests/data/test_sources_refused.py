@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_project.data.archives import read_bytes
+from mlops_project.data.archives import find_images, read_bytes
 from mlops_project.data.sources import read_source
 from mlops_project.errors import InputError
 
@@ -141,12 +141,16 @@ def test_folders_are_found_through_links_once_and_links_in_a_circle_end(tmp_path
     (tmp_path / "elsewhere" / "deeper").mkdir(parents=True)
     for name, place in zip(IMAGES, ("elsewhere", "elsewhere/deeper", "ham/images"), strict=True):
         (tmp_path / place / f"{name}.jpg").write_text(name)
-    for name, target in (("a", "../../elsewhere"), ("b", "../../elsewhere"), ("c", "..")):
+    far = "../../elsewhere"
+    for name, target in (("a", f"{far}/deeper"), ("b", far), ("c", far), ("d", ".."), ("e", "/")):
         (folder / "images" / name).symlink_to(target)
     (tmp_path / "elsewhere" / "deeper" / "up").symlink_to("..")
-    source = read_source(folder)
-    assert source.table["image_id"].tolist() == list(IMAGES)
-    assert source.missing == ()
+    (folder / "images" / ".hidden").mkdir()
+    (folder / "images" / "ISIC_3.jpg").rename(folder / "images" / ".hidden" / "ISIC_3.jpg")
+    (folder / "images" / "f").symlink_to(".hidden")
+    found = [name for name, _, _ in find_images([folder])]
+    assert sorted(found) == [f"{name}.jpg" for name in IMAGES]
+    assert read_source(folder).table["image_id"].tolist() == list(IMAGES)
 
 
 def test_names_from_outside_cannot_steer_a_terminal_or_fill_it(tmp_path: Path) -> None:

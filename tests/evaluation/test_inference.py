@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from mlops_project.errors import InputError
-from mlops_project.evaluation.images import Images, open_images, split_of_all
+from mlops_project.evaluation.images import Images, known_split, open_images, split_of_all
 from mlops_project.evaluation.inference import embed, predict
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.trained_model import load_model, load_models
@@ -227,7 +227,10 @@ def test_images_of_the_same_name_are_told_apart_by_their_folders(
     Image.open(pictures[2]).save(tmp_path / "new" / "2.png")
     evaluate(checkpoint, str(tmp_path / "new"), output=tmp_path / "out")
     expected = ["2.jpg", "2.png", "monday/1", "tuesday/1"]
-    assert read(tmp_path / "out")["image_id"].tolist() == expected
+    table = read(tmp_path / "out")
+    assert table["image_id"].tolist() == expected
+    seen = {"image_id": ["2", "1"], "lesion_id": ["a", "b"], "split": ["train", "val"]}
+    assert known_split(table, seen).tolist() == ["train", "train", "val", "val"]
 
 
 def test_a_folder_whose_tables_leave_a_doubt_is_refused(

@@ -80,18 +80,16 @@ def find_images(places: list[Path]) -> Iterator[tuple[str, str, str]]:
 
 
 def _in_folder(place: Path) -> Iterator[tuple[str, str, str]]:
-    root, linked = os.path.realpath(place), set[str]()
+    root = os.path.realpath(place)
+    walked = {root}
     for parent, folders, names in os.walk(place, followlinks=True):
         kept = []
         for folder in sorted(f for f in folders if not f.startswith((".", "__MACOSX"))):
-            path = os.path.join(parent, folder)
-            if os.path.islink(path):
-                real = os.path.realpath(path)
-                # What lies inside is found without the link; what holds the place has no end.
-                if real in linked or os.path.commonpath([real, root]) in (real, root):
-                    continue
-                linked.add(real)
-            kept.append(folder)
+            real = os.path.realpath(os.path.join(parent, folder))
+            # A folder is read once, and no link leads to what holds the place itself.
+            if real not in walked and not root.startswith(os.path.join(real, "")):
+                walked.add(real)
+                kept.append(folder)
         folders[:] = kept
         for name in sorted(names):
             yield name, os.path.join(parent, name), ""

@@ -120,9 +120,9 @@ class HAM10000DataModule(pl.LightningDataModule):
             return
         settings = self.settings
         if settings.name == "demo":
-            from mlops_project.data.demo import ensure
+            from mlops_project.data.demo import generate
 
-            ensure(settings.data_dir)
+            generate(settings.data_dir, keep=True)
         # Only an evaluation brings a source, and may do without diagnoses.
         known = slice(None) if source is None else (source.table["dx"] != "").to_numpy()
         source = source or read_source(settings.data_dir)

@@ -38,7 +38,12 @@ SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face
 
 
 def generate(
-    folder: str | os.PathLike[str], *, images: int = IMAGES, seed: int = 42, progress: bool = True
+    folder: str | os.PathLike[str],
+    *,
+    images: int = IMAGES,
+    seed: int = 42,
+    keep: bool = False,
+    progress: bool = True,
 ) -> bool:
     """Generates synthetic images and their table, unless they are there already.
 
@@ -49,6 +54,7 @@ def generate(
         folder: to make; laid out as Kaggle's copy of HAM10000.
         images: how many, about; at least 100, so that every diagnosis has its three lesions.
         seed: another seed gives other images.
+        keep: take synthetic images that are there, however many, and of whichever seed.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -65,12 +71,16 @@ def generate(
             f"{images} synthetic images: at least 100, so that each class has three lesions"
         )
     recipe = {"format": FORMAT, "images": images, "seed": seed}
-    if _made_of(folder) == recipe:
+
+    def fits(made: dict[str, int] | None) -> bool:
+        return made == recipe or (keep and made is not None and made["format"] == FORMAT)
+
+    if fits(_made_of(folder)):
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         present = _made_of(folder)
-        if present == recipe:
+        if fits(present):
             return False
         if present is None and folder.exists() and (folder.is_file() or any(folder.iterdir())):
             raise InputError(
@@ -81,9 +91,10 @@ def generate(
         try:
             _write(partial, recipe, progress)
             partial.chmod(0o755)
-            if folder.is_dir():
+            if os.path.ismount(folder) or folder == Path.cwd():  # neither can be replaced
                 _refill(folder, partial)
             else:
+                shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -91,23 +102,16 @@ def generate(
 
 
 def _refill(folder: Path, new: Path) -> None:
-    """Puts what is in `new` into a folder that stays: it may be a mount, or the present one.
-
-    What says that the folder is whole goes first and comes last.
-    """
-    whole = folder / SYNTHETIC_MARKER
-    whole.unlink(missing_ok=True)
+    """Puts what is in `new` into a folder that stays; until that is done, it says so."""
+    marker = folder / SYNTHETIC_MARKER
+    marker.write_text(json.dumps({"format": 0, "images": 0, "seed": 0}))
     for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    for path in sorted(new.iterdir(), key=lambda p: p.name == whole.name):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != marker:
+            path.unlink()
+    for path in sorted(new.iterdir(), key=lambda p: p.name == marker.name):
         shutil.move(path, folder / path.name)
-
-
-def ensure(folder: str | os.PathLike[str]) -> None:
-    """Generates the usual images, unless the folder holds synthetic ones, whatever their number."""
-    made = _made_of(Path(folder))
-    if made is None or made["format"] != FORMAT:
-        generate(folder)
 
 
 def _made_of(folder: Path) -> dict[str, int] | None:

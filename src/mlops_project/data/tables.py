@@ -116,7 +116,8 @@ def _listed(columns: Iterable[str]) -> str:
     return ", ".join(f"'{printable(c, 30)}'" for c in list(columns)[:12])
 
 
-def _without_ending(image_ids: pd.Series) -> pd.Series:
+def without_ending(image_ids: pd.Series) -> pd.Series:
+    """Names of images without the ending of their files, where they have one."""
     endings = "|".join(ending[1:] for ending in IMAGE_ENDINGS)
     return image_ids.str.replace(rf"\.({endings})$", "", case=False, regex=True)
 
@@ -147,7 +148,7 @@ def images_of(path: Path) -> set[str] | None:
     table.columns = renamed(table.columns)
     if not {"image_id", "dx"} <= set(table.columns):
         return None
-    return set(_without_ending(table["image_id"]).str.lower()) - {""}
+    return set(without_ending(table["image_id"]).str.lower()) - {""}
 
 
 def renamed(columns: Iterable[str]) -> list[str]:
@@ -167,7 +168,7 @@ def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
         raw["dx"] = ""
     _require(raw, ("image_id", "dx"), path)
     raw = raw[raw["image_id"] != ""]
-    table = pd.DataFrame({"image_id": _without_ending(raw["image_id"])})
+    table = pd.DataFrame({"image_id": without_ending(raw["image_id"])})
     lesions = raw["lesion_id"] if "lesion_id" in raw.columns else pd.Series("", index=raw.index)
     table["lesion_id"] = lesions.mask(lesions.str.lower().isin(MISSING), table["image_id"])
     dx = raw["dx"].str.lower()
@@ -194,7 +195,7 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
             f"{path}: {int(wrong.sum())} rows do not mark exactly one diagnosis with 1.0 "
             f"(the first: '{printable(raw.loc[wrong, 'image'].iloc[0])}')"
         )
-    table = pd.DataFrame({"image_id": _without_ending(raw["image"])})
+    table = pd.DataFrame({"image_id": without_ending(raw["image"])})
     table["lesion_id"] = table["image_id"]
     table["dx"] = shares.idxmax(axis=1).str.lower() if len(shares) else pd.Series(dtype=str)
     for column in ("dx_type", "sex", "localization"):
@@ -204,7 +205,7 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
     for groups in sorted(p for p in folder.rglob("*LesionGroupings*.csv") if not is_junk(p)):
         grouping = read_table(groups)
         _require(grouping, ("image", "lesion_id"), groups)
-        images = _without_ending(grouping["image"])
+        images = without_ending(grouping["image"])
         told = ~grouping["lesion_id"].str.lower().isin(MISSING)
         lesion = dict(zip(images[told], grouping.loc[told, "lesion_id"], strict=True))
         table["lesion_id"] = [

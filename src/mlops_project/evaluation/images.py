@@ -14,6 +14,7 @@ from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.diagnoses import BINARY
 from mlops_project.data.sources import Source, read_source
 from mlops_project.data.splits import SPLITS, UNUSED, subsample
+from mlops_project.data.tables import without_ending
 from mlops_project.errors import InputError
 from mlops_project.evaluation.trained_model import TrainedModel
 
@@ -269,10 +270,12 @@ def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
     for lesion, part in zip(seen["lesion_id"], seen["split"], strict=True):
         if of_lesion.get(lesion, UNUSED) == UNUSED:
             of_lesion[lesion] = part
+    # Without a table, folders and endings tell images of the same name apart.
+    bare = without_ending(table["image_id"]).map(lambda name: name.rsplit("/", 1)[-1])
     return np.array(
         [
-            of_image.get(image) or of_lesion.get(lesion, "test")
-            for image, lesion in zip(table["image_id"], table["lesion_id"], strict=True)
+            of_image.get(image) or of_image.get(name) or of_lesion.get(lesion, "test")
+            for image, name, lesion in zip(table["image_id"], bare, table["lesion_id"], strict=True)
         ],
         dtype=object,
     )

@@ -39,10 +39,18 @@ def check_same(name: str, before: dict[str, str], now: dict[str, str]) -> None:
         )
 
 
+def _is_like_another(text: str) -> bool:
+    """Whether YAML would read it as a number, a switch or nothing if it were not in quotes."""
+    try:
+        return not isinstance(yaml.safe_load(text), (str, list, dict))
+    except (yaml.YAMLError, ValueError):
+        return False
+
+
 def _exactly(parameter: Parameter) -> str:
     if parameter.choices:
         # To Optuna 18 and "18" are two values, though a setting takes them for one.
-        texts = [c for c in parameter.choices if isinstance(c, str) and yaml.safe_load(c) != c]
+        texts = [c for c in parameter.choices if isinstance(c, str) and _is_like_another(c)]
         return parameter.told + (f" ({', '.join(texts)} as text)" if texts else "")
     rounding = f", multiples of {parameter.quantum}" if parameter.quantum else ""
     return f"{parameter.distribution()}{rounding}"
