@@ -13,8 +13,8 @@ from mlops_project.setting_keys import GROUPS, NONE, Key, keys, suggestion
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MAX_RUNS = 10_000  # of a multirun
-# Functions of Hydra's grammar
-_SWEEPS = re.compile(
+# Of Hydra's grammar
+_FUNCTIONS = re.compile(
     r"\s*(choice|range|interval|glob|shuffle|sort|tag|str|int|float|bool|json_str|extend_list)\s*\("
 )
 
@@ -140,7 +140,9 @@ def _with_texts(argument: str) -> str:
     """An override of a multirun, where each of several texts is quoted, so that it stays one."""
     name, equals, value = argument.partition("=")
     key = keys().get(name.strip().lstrip("-+"))
-    if not equals or key is None or key.facts["choices"] or "${" in value or _SWEEPS.match(value):
+    if not equals or key is None or key.facts["choices"]:
+        return argument
+    if "${" in value or _FUNCTIONS.match(value):
         return argument
     if key.kind == "list of str":
         if "[" not in value:

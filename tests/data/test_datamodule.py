@@ -224,6 +224,12 @@ def test_too_few_lesions_for_three_splits_are_refused(
         _module(folder)
 
 
+def test_a_fold_without_a_lesion_is_refused(make_folder: MakeFolder) -> None:
+    folder = make_folder(lesions=2)
+    with pytest.raises(InputError, match=r"the val split; data\.folds=50: it needs a lesion for"):
+        _ = [_module(folder, folds=50, fold=n, test_fraction=0) for n in range(50)]
+
+
 def test_a_diagnosis_that_is_unknown_is_refused(make_folder: MakeFolder) -> None:
     folder = make_folder()
     table = folder / "metadata" / "metadata.csv"

@@ -100,7 +100,7 @@ def _findings(report: Report) -> Iterator[_Finding]:
         yield _Finding(
             "broken",
             f"Images with an unknown diagnosis: {sum(report.unknown.values()):,}",
-            f"Correct or remove their rows, training refuses them. Known: "
+            "Correct or remove their rows, training refuses them. Known: "
             f"{', '.join([*DIAGNOSES, *BINARY])}",
             ("diagnosis", "images"),
             [(printable(dx or "(empty)"), f"{n:,}") for dx, n in report.unknown.items()],

@@ -220,9 +220,9 @@ def _layout(entries: list[Path], folder: Path) -> tuple[str, list[Path], list[Pa
     if images and tables:
         # Notes and licences may lie beside the table; it has the likeliest ending.
         likely = sorted(tables, key=lambda p: TABLE_ENDINGS.index(p.suffix.lower()))
-        named = {path: images_of(path) for path in likely} if len(likely) > 1 else {}
-        first, *others = [path for path in likely if named.get(path)] or likely
-        more = [path for path in others if (named[path] or set()) - (named[first] or set())]
+        named = {path: images_of(path) or set() for path in likely}
+        first, *others = [path for path in likely if named[path]] or likely
+        more = [path for path in others if named[path] - named[first]]
         if more:
             listed = ", ".join(printable(str(path.relative_to(folder))) for path in (first, *more))
             raise InputError(

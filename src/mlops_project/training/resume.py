@@ -48,8 +48,8 @@ class Resume:
     Attributes:
         path: of the checkpoint.
         checkpoint: what it holds, but for the weights.
-        shapes: of the network's weights in it, by their names.
         folder: the run's; None where the checkpoint lies elsewhere, so that a new one is made.
+        shapes: of the network's weights in it, by their names.
     """
 
     path: Path
@@ -287,8 +287,8 @@ def _settings(config: Config, given: frozenset[str] | None, resume: Resume) -> C
     if fixed:
         raise InputError(
             f"{resume.path}: its run had other settings: {_told(changed, fixed)}; these cannot "
-            f"change within a run\nLeave them as they were, or start a new run from its weights: "
-            f"model.init_from={resume.path}"
+            "change within a run\nLeave them as they were, or start a new run (with its weights, "
+            f"where the network is the same: model.init_from={resume.path})."
         )
     if changed and not config.training.allow_changes:
         raise InputError(

@@ -61,7 +61,7 @@ from mlops_project.training.tuning import find_batch_size, find_learning_rate
 
 log = logging.getLogger("mlops_project")
 
-# By trials of a run, so that its repetitions may find other values.
+# Settings whose value for "auto" is found by trials, which differ among repetitions of a run.
 FOUND = ("data.batch_size", "training.learning_rate")
 
 
@@ -203,17 +203,15 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
 
 def _best(keeper: Checkpoints) -> tuple[Path, int, dict[str, Any]]:
     """The best checkpoint that can be read, its epoch, counted from 0, and its weights."""
-    *others, last = keeper.ranking
-    path, found = last, None
-    for path in others:
+    for path in keeper.ranking[:-1]:
         try:
             found = checkpoints.load_checkpoint(path)
-            break
         except InputError as error:
             log.warning("%s\nThe next best one is tested instead.", str(error).splitlines()[0])
-    if found is None:
-        path, found = last, checkpoints.load_checkpoint(last)
-    return path, found["epoch"], found["state_dict"]
+        else:
+            return path, found["epoch"], found["state_dict"]
+    found = checkpoints.load_checkpoint(keeper.ranking[-1])
+    return keeper.ranking[-1], found["epoch"], found["state_dict"]
 
 
 @contextmanager
