@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -243,7 +244,7 @@ Größe 3 µm
 
 @pytest.mark.parametrize("text", TYPED.split("\n")[1:-1])
 def test_a_text_arrives_as_it_is_typed(text: str) -> None:
-    assert value(f"training.resume_from_checkpoint={text}") == text
+    assert value(f"training.resume_from_checkpoint={text}") == os.path.expanduser(text)
 
 
 @settings_of(max_examples=30, deadline=None)
@@ -391,3 +392,19 @@ def test_a_multirun_without_end_is_refused() -> None:
 def test_damaged_settings_of_a_checkpoint_are_refused(damaged: Any) -> None:
     with pytest.raises(InputError):
         settings.from_container(damaged)
+
+
+@pytest.mark.parametrize(
+    ("argument", "group", "value"),
+    [
+        ("data.data_dir=~/ham/", "data", "ham"),
+        ("data.cache=~/cache", "data", "cache"),
+        ("model.pretrained_path=~/w.pth", "model", "w.pth"),
+        ("training.resume_from_checkpoint=~/last.ckpt", "training", "last.ckpt"),
+    ],
+)
+def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(
+    argument: str, group: str, value: str
+) -> None:
+    leaf = argument.partition("=")[0].rpartition(".")[2]
+    assert getattr(getattr(settings.load([argument]), group), leaf) == str(Path.home() / value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -110,6 +111,9 @@ def run_typer(app: typer.Typer) -> NoReturn:
     """`run_command` for a command whose options typer reads."""
     from typer import Abort
 
+    # Shells leave the ~ of `--option=~/folder` as it is.
+    sys.argv[1:] = [re.sub(r"^(--[a-z-]+=)(~.*)$", _expanded, arg) for arg in sys.argv[1:]]
+
     def main() -> int | None:
         try:
             return app(standalone_mode=False)
@@ -123,6 +127,10 @@ def run_typer(app: typer.Typer) -> NoReturn:
             return error.exit_code
 
     run_command(main)
+
+
+def _expanded(option: re.Match[str]) -> str:
+    return option[1] + os.path.expanduser(option[2])
 
 
 def _fail(message: str, code: int) -> int:

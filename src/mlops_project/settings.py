@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import typing
 from collections.abc import Collection, Iterable, Sequence
@@ -105,6 +106,7 @@ def _keys_in(path: Path) -> set[str]:
 def resolve(config: Config) -> Config:
     """Fills in what follows from other settings, and checks what must go together."""
     check_model_settings(config.model)
+    _expand_paths(config)
     if config.training.learning_rate is None:
         config.training.learning_rate = config.model.learning_rate
     if config.training.weight_decay is None:
@@ -135,6 +137,21 @@ def resolve(config: Config) -> Config:
             f"training.unfreeze_schedule={schedule}: the epochs must not fall, like [0,0,5,10]"
         )
     return config
+
+
+def _expand_paths(config: Config) -> None:
+    """Shells leave the ~ of `key=~/folder` as it is."""
+    data, model, training = config.data, config.model, config.training
+    # A name that ends in a slash is the same folder's.
+    data.data_dir = os.path.normpath(os.path.expanduser(data.data_dir)) if data.data_dir else ""
+    data.cache = os.path.expanduser(data.cache)
+    for group, name in (
+        (model, "pretrained_path"),
+        (model, "init_from"),
+        (training, "resume_from_checkpoint"),
+    ):
+        if getattr(group, name):
+            setattr(group, name, os.path.expanduser(getattr(group, name)))
 
 
 def to_container(config: Config) -> dict[str, Any]:

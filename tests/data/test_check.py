@@ -252,6 +252,25 @@ def test_a_diagnosis_too_rare_for_every_split_is_a_warning(make_folder: Make) ->
     assert "No image of vasc in" in text
 
 
+def test_benign_images_without_a_malignant_one_in_every_split_are_a_warning(
+    make_folder: Make,
+) -> None:
+    folder = make_folder()
+    table = next(folder.rglob("*etadata*.csv"))
+    rows = pd.read_csv(table)
+    rows["dx"] = np.where(rows["lesion_id"] == rows["lesion_id"].iloc[0], "malignant", "benign")
+    rows.to_csv(table, index=False)
+    assert "No image of malignant in" in printed(check_folder(folder))
+
+
+def test_images_in_two_different_files_are_a_warning(make_folder: Make) -> None:
+    folder = make_folder()
+    (folder / "images" / "mask").mkdir()
+    (folder / "images" / "mask" / "ISIC_0000001.png").write_bytes(b"a mask")
+    text = printed(check_folder(folder))
+    assert "Images in several, different files: 1" in text
+
+
 def test_a_damaged_archive_does_not_hide_the_rest(make_folder: Make) -> None:
     folder = make_folder()
     as_kaggle(folder)

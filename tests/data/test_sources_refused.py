@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -25,9 +26,14 @@ def _plain(folder: Path, table: str | bytes = TABLE, images: tuple[str, ...] = I
         (folder / inner).mkdir(parents=True)
     content = table.encode() if isinstance(table, str) else table
     (folder / "metadata" / "metadata.csv").write_bytes(content)
-    for name in images:
-        (folder / "images" / f"{name}.jpg").write_text(name)
+    _files(folder / "images", images)
     return folder
+
+
+def _files(folder: Path, images: tuple[str, ...] = IMAGES) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in images:
+        (folder / f"{name}.jpg").write_text(name)
 
 
 def _challenge(folder: Path, truth: str) -> Path:
@@ -192,6 +198,73 @@ def test_several_tables_of_images_are_not_chosen_from(tmp_path: Path) -> None:
     other.write_text("image_id,lesion_id,dx\nISIC_9,HAM_9,nv\n")
     message = _refusal(folder)
     assert "several tables name images: metadata/metadata.csv, metadata/more.csv" in message
+    other.write_text("image_id,dx\nISIC_1,nv\n")  # corrected since
+    message = _refusal(folder)
+    assert "metadata/metadata.csv, metadata/more.csv tell different things, of 'isic_1'" in message
+
+
+def test_a_copy_of_kaggles_table_that_tells_another_diagnosis_is_refused(tmp_path: Path) -> None:
+    _files(tmp_path / "HAM10000_images_part_1")
+    (tmp_path / "HAM10000_metadata.csv").write_text(TABLE)
+    copy = tmp_path / "HAM10000_metadata - Copy.csv"
+    copy.write_text(TABLE)
+    assert read_source(tmp_path).table["image_id"].tolist() == list(IMAGES)
+    copy.write_text(TABLE.replace(",nv", ",mel").replace(",bkl", ",nv"))
+    assert "tell different things" in _refusal(tmp_path)
+
+
+def test_pictures_come_before_masks_of_the_same_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _files(tmp_path / "images")
+    (tmp_path / "labels.csv").write_text(TABLE)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / f"{IMAGES[0]}.png").write_bytes(b"the mask, of other bytes")
+    paths = read_source(tmp_path).table["path"]
+    assert all(Path(path).parent == tmp_path / "images" for path in paths)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert (
+        f"1 images of the table lie there in several, different files (images/{IMAGES[0]}" in told
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("image_id,diagnosis\nISIC_1,nv\n", "labels.csv: no column 'dx'; its columns are"),
+        ("image_id,dx,dx\nISIC_1,nv,mel\n", "columns that occur twice: dx"),
+    ],
+)
+def test_why_a_table_beside_the_images_is_none_is_said(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    _files(tmp_path / "images")
+    (tmp_path / "labels.csv").write_text(text)
+    assert told in _refusal(tmp_path)
+
+
+def test_tables_beside_the_images_that_name_others_are_not_chosen_from(tmp_path: Path) -> None:
+    _files(tmp_path / "images")
+    (tmp_path / "train.csv").write_text("image_id,dx\nISIC_1,nv\n")
+    (tmp_path / "val.csv").write_text("image_id,dx\nISIC_2,nv\n")
+    assert "several tables name images: train.csv, val.csv" in _refusal(tmp_path)
+
+
+def test_what_spreadsheets_write_is_understood(tmp_path: Path) -> None:
+    _files(tmp_path / "images")
+    rows = "sep=;\nimage_id;lesion_id;dx;age\nISIC_1;#N/A;nv;55,5\nISIC_2;-;nv;60\n"
+    (tmp_path / "labels.csv").write_text(rows)
+    table = read_source(tmp_path).table
+    assert table["lesion_id"].tolist() == ["ISIC_1", "ISIC_2"]
+    assert table["age"].tolist() == [55.5, 60.0]
+
+
+def test_accents_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / f"{unicodedata.normalize('NFD', 'Hüfte')}.jpg").write_bytes(b"x")
+    composed = unicodedata.normalize("NFC", "Hüfte")
+    (tmp_path / "labels.csv").write_text(f"image_id,dx\n{composed},nv\n", encoding="utf-8")
+    assert read_source(tmp_path).missing == ()
 
 
 @pytest.mark.parametrize("cut", [0, 100])

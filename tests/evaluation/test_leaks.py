@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from mlops_project.data import same_pictures
-from mlops_project.evaluation.images import OUT_OF_FOLD, Images, open_images
+from mlops_project.evaluation.images import OUT_OF_FOLD, Images, known_split, open_images
 from mlops_project.evaluation.leaks import Pictures, audit, training_pictures
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.settings import load
@@ -38,11 +38,13 @@ def table_of(*images: tuple[str, str]) -> pd.DataFrame:
     return pd.DataFrame(images, columns=["image_id", "lesion_id"])
 
 
+NO_LESIONS = np.array([None, None], dtype=object)
 IDS = st.integers(0, 12).map(str)
+LESIONS = IDS.map("L{}".format)
 SPLIT = st.dictionaries(
-    IDS, st.tuples(IDS, st.sampled_from(["train", "val", "test", "unused"])), max_size=12
+    IDS, st.tuples(LESIONS, st.sampled_from(["train", "val", "test", "unused"])), max_size=12
 ).map(split_of)
-TABLE = st.dictionaries(IDS, IDS, min_size=1).map(lambda images: table_of(*images.items()))
+TABLE = st.dictionaries(IDS, LESIONS, min_size=1).map(lambda images: table_of(*images.items()))
 
 
 @settings(deadline=None)
@@ -95,7 +97,9 @@ def test_of_several_like_it_the_most_similar_training_image_is_named() -> None:
     versions = [picture + noise, picture + noise // 4, picture]
     small = np.array(versions).clip(0, 255).astype(np.uint8)
     trained = np.ones((1, 2), dtype=bool)
-    training = Pictures(np.array(["rough", "fine"], dtype=object), small[:2], trained)
+    training = Pictures(
+        np.array(["rough", "fine"], dtype=object), small[:2], trained, NO_LESIONS[:2]
+    )
     seen = split_of({"rough": ("A", "train"), "fine": ("B", "train")})
     facts = audit([seen], table_of(("x", "X")), small[2:], training)
     (pair,) = facts["near_duplicates"]
@@ -107,7 +111,9 @@ def test_a_near_duplicate_counts_only_for_a_model_that_was_trained_on_it() -> No
     random = np.random.default_rng(0)
     small = random.integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
     seen = [split_of({"a": ("A", "train")}), split_of({"b": ("B", "train")})]
-    training = Pictures(np.array(["a", "b"], dtype=object), small, np.eye(2, dtype=bool))
+    training = Pictures(
+        np.array(["a", "b"], dtype=object), small, np.eye(2, dtype=bool), NO_LESIONS[:2]
+    )
     table = table_of(("a anew", "X"), ("b anew", "Y"))
     for asked, leaked in (([[1, 0], [0, 1]], ["a anew", "b anew"]), ([[0, 1], [1, 0]], [])):
         facts = audit(seen, table, small, training, asked=np.array(asked, dtype=bool))
@@ -118,11 +124,11 @@ def test_two_pictures_with_one_id_in_two_folders_are_two() -> None:
     small = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
     seen = [split_of({"1": ("A", "train")}), split_of({"1": ("B", "train")})]
     ids = np.array(["1", "1"], dtype=object)
-    both = Pictures(ids, small, np.eye(2, dtype=bool))
+    both = Pictures(ids, small, np.eye(2, dtype=bool), NO_LESIONS[:2])
     for n in range(2):
         facts = audit(seen, table_of(("new", "X")), small[n : n + 1], both)
         assert facts["leaked_images"] == ["new"]
-    one = Pictures(ids[:1], small[:1], np.array([[True], [False]]))
+    one = Pictures(ids[:1], small[:1], np.array([[True], [False]]), NO_LESIONS[:1])
     assert audit(seen, table_of(("new", "X")), small[1:], one)["status"] == "unknown"
 
 
@@ -159,7 +165,7 @@ def audited(
         [model.facts["split"] for model in models],
         images.table,
         same_pictures.thumbnails(images.data[0], images.rows),
-        training_pictures(models),
+        training_pictures(models, images),
         asked=images.asked,
         excluded=excluded,
     )
@@ -225,7 +231,7 @@ def test_an_ensemble_was_trained_on_what_any_of_it_was_trained_on(make: Make) ->
     models = [make("seed=1"), make("seed=2", "data.image_size=40")]
     splits = [pd.DataFrame(m.facts["split"]) for m in models]
     trained = set().union(*(s.loc[s["split"] == "train", "image_id"] for s in splits))
-    training = training_pictures(models)
+    training = training_pictures(models, open_images(models, None, "test"))
     assert training is not None
     assert sorted(training.image_id) == sorted(trained)
     for split, status in (("test", "clean"), ("all", "overlap")):
@@ -251,13 +257,39 @@ def test_without_the_training_images_near_duplicates_are_unknown(
     model = make()
     images = open_images([model], None, "test")
     thumbnails = same_pictures.thumbnails(images.data[0], images.rows)
-    training = training_pictures([model])
+    training = training_pictures([model], images)
     assert training is not None
-    fewer = Pictures(training.image_id[3:], training.thumbnails[3:], training.trained[:, 3:])
+    fewer = Pictures(
+        training.image_id[3:],
+        training.thumbnails[3:],
+        training.trained[:, 3:],
+        training.lesion_id[3:],
+    )
     facts = audit([model.facts["split"]], images.table, thumbnails, fewer)
     assert facts["status"] == "unknown"
     assert "among 3 training images that are not at hand" in facts["sentence"]
     model.config.data.data_dir = str(tmp_path / "moved away")
+    assert audited([model], images)["status"] == "clean"  # to the folder that is evaluated
+    for name, value in (("image_id", "gone"), ("lesion_id", "gone"), ("split", "test")):
+        model.facts["split"][name].append(value)  # so this is another folder
     facts = audited([model], images)
     assert (facts["status"], facts["leaked_images"]) == ("unknown", [])
     assert f"among {facts['n_training_images']} training images" in facts["sentence"]
+
+
+def test_the_lesions_that_the_table_tells_now_count_too() -> None:
+    small = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
+    seen, ids = [split_of({"a": ("A", "train")})], np.array(["a"], dtype=object)
+    table = table_of(("b", "NEW"))
+    for now, leaked in (("A", []), ("NEW", ["b"])):
+        lesions = np.array([now], dtype=object)
+        training = Pictures(ids, small[:1], np.ones((1, 1), dtype=bool), lesions)
+        assert audit(seen, table, small[1:], training)["leaked_images"] == leaked
+
+
+def test_the_name_of_an_image_without_a_lesion_is_no_lesion_of_another_table() -> None:
+    seen = split_of({"img1": ("7", "train"), "img2": ("8", "val"), "img3": ("9", "train")})
+    table = table_of(("7", "7"), ("8", "8"), ("new", "9"))
+    assert known_split(table, seen).tolist() == ["test", "test", "train"]
+    assert audit([seen], table)["leaked_images"] == ["new"]
+    assert audit([seen], table)["n_shared_with_validation"] == 0

@@ -302,6 +302,13 @@ def test_other_images_are_refused(train_here: Train, demo_folder: Path, tmp_path
         train_here(*resume, f"data.data_dir={other}", plain=True)
     train_here(*resume, f"data.data_dir={moved}", plain=True)  # the same ones, elsewhere
     assert epochs_of() == [0, 1]
+    table = next(moved.glob("HAM10000_metadata*"))
+    first, *rows = table.read_text().splitlines()
+    row = next(i for i, text in enumerate(rows) if ",nv," in text)
+    rows[row] = rows[row].replace(",nv,", ",mel,")
+    table.write_text("\n".join([first, *rows]) + "\n")
+    with pytest.raises(InputError, match=r"(diagnoses|their split) .*have changed"):
+        train_here(resume[0], "training.max_epochs=3", f"data.data_dir={moved}", plain=True)
 
 
 def test_a_checkpoint_of_an_earlier_version_starts_a_new_run_at_best(train_here: Train) -> None:

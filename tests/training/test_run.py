@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -181,6 +182,29 @@ def test_training_stops_early_when_nothing_improves(demo_folder: Path, tmp_path:
     )
     epochs = pd.read_csv(tmp_path / "models/baseline_cnn/version_0/metrics.csv")
     assert len(epochs) < 9
+
+
+def test_where_the_monitored_metric_cannot_be_told_the_latest_epoch_counts_as_the_best(
+    demo_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    shutil.copytree(demo_folder, few)
+    table = next(few.glob("HAM10000_metadata*"))
+    rows = pd.read_csv(table)
+    lesion = rows["lesion_id"].iloc[0]
+    rows["dx"] = np.where(rows["lesion_id"] == lesion, "mel", "nv")
+    rows.to_csv(table, index=False)
+    result = train_in(
+        tmp_path,
+        few,
+        "training.monitor_metric=val_auroc",
+        "training.early_stopping_patience=2",
+        "training.max_epochs=9",
+    )
+    assert result.checkpoint.name == "epoch=001-val_auroc=nan.ckpt"
+    told = capfd.readouterr().out
+    assert told.count("val_auroc cannot be told in epoch 1 ") == 1
+    assert "stopped early" in told
 
 
 def test_an_unknown_metric_lists_the_known_ones_and_writes_nothing(

@@ -6,6 +6,7 @@ import lzma
 import os
 import struct
 import threading
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from mlops_project.errors import InputError
 from mlops_project.printable import printable
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MAX_IMAGE_BYTES = 200 * 2**20
 # What a damaged archive makes `zipfile` raise: on opening it, or on reading a member.
 DAMAGED = (
@@ -29,6 +30,9 @@ DAMAGED = (
     ValueError,
     OverflowError,
 )
+
+# Of `image_files`
+Files = tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]
 
 _archives = threading.local()
 
@@ -46,14 +50,10 @@ def read_bytes(path: str, member: str = "") -> bytes:
         if len(data) > MAX_IMAGE_BYTES:
             raise ValueError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
         return data
-    # Opening an archive reads its whole directory, so each thread keeps its own open.
-    key = (path, os.getpid(), os.stat(path).st_mtime_ns)
-    opened = _archives.__dict__.setdefault("opened", {})
     try:
-        if key not in opened:
-            opened[key] = zipfile.ZipFile(path)
-        too_large = opened[key].getinfo(member).file_size > MAX_IMAGE_BYTES
-        data = b"" if too_large else opened[key].read(member)
+        archive = _opened(path)
+        too_large = archive.getinfo(member).file_size > MAX_IMAGE_BYTES
+        data = b"" if too_large else archive.read(member)
     except DAMAGED as error:
         raise ValueError(f"damaged archive member: {printable(str(error), 200)}") from error
     if too_large:
@@ -61,12 +61,45 @@ def read_bytes(path: str, member: str = "") -> bytes:
     return data
 
 
-def image_files(places: list[Path]) -> dict[str, tuple[str, str]]:
-    """(path, member) of every image, by its name without ending, in lower case."""
+def plain(name: str) -> str:
+    """A name as all systems write it: in lower case, a letter and its accent as one (NFC)."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
+def _opened(path: str) -> zipfile.ZipFile:
+    """Opening an archive reads its whole directory, so each thread keeps its own open."""
+    key = (path, os.getpid(), os.stat(path).st_mtime_ns)
+    opened = _archives.__dict__.setdefault("opened", {})
+    if key not in opened:
+        opened[key] = zipfile.ZipFile(path)
+    return opened[key]
+
+
+def _size(path: str, member: str) -> int:
+    """Bytes of an image file, or of an archive's member."""
+    return _opened(path).getinfo(member).file_size if member else os.path.getsize(path)
+
+
+def image_files(places: list[Path]) -> Files:
+    """The file of every image, by its `plain` name without ending.
+
+    Returns:
+        (path, member) of each image, the first one found; and, of those with another file whose
+        bytes are not as many, the paths of the first and of that one.
+    """
     files: dict[str, tuple[str, str]] = {}
+    doubles: dict[str, tuple[str, str]] = {}
     for name, path, member in find_images(places):
-        files.setdefault(os.path.splitext(name)[0].lower(), (path, member))
-    return files
+        image = plain(os.path.splitext(name)[0])
+        first = files.setdefault(image, (path, member))
+        # Kaggle's archive has each image twice, in folders that differ in case.
+        if (
+            first != (path, member)
+            and image not in doubles
+            and _size(*first) != _size(path, member)
+        ):
+            doubles[image] = (first[0], path)
+    return files, doubles
 
 
 def find_images(places: list[Path]) -> Iterator[tuple[str, str, str]]:

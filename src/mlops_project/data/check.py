@@ -60,6 +60,7 @@ class Report:
         without_row: number of images that the table does not name.
         same: images that show the same picture under several lesion ids.
         several_diagnoses: diagnoses of each lesion id that has several.
+        doubles: of images in several, different files, the one that is taken and another one.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class Report:
     without_row: int = 0
     same: tuple[SamePicture, ...] = ()
     several_diagnoses: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    doubles: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def broken(self) -> bool:
@@ -103,13 +105,13 @@ def check_folder(
     folder = Path(folder)
     if not folder.is_dir():
         sources.read_source(folder)  # raises, and says where to get one
-    layout, rows, files, unusable = _read(folder)
+    layout, rows, (files, doubles), unusable = _read(folder)
     distinct = rows.drop_duplicates()
     name = distinct["image_id"].str.lower()  # on many disks a.jpg and A.jpg are one file
     times = distinct.groupby(name)["image_id"].agg(["first", "size"]).set_index("first")["size"]
     table = distinct[~name.duplicated()].sort_values("image_id").reset_index(drop=True)
     table = table[["image_id", "lesion_id", "dx"]].assign(split=UNUSED)
-    found = [files.get(name.lower()) for name in table["image_id"]]
+    found = [files.get(archives.plain(name)) for name in table["image_id"]]
     existing = np.array([row for row, file in enumerate(found) if file], dtype=np.int64)
     thumbnails, digests, reasons = _decode_all([file for file in found if file])
     if len(existing):
@@ -130,20 +132,24 @@ def check_folder(
         unknown=unknown_diagnoses(table["dx"]),
         duplicates={str(name): int(n) for name, n in times[times > 1].items()},
         repeated_rows=len(rows) - len(distinct),
-        without_row=len(files.keys() - set(table["image_id"].str.lower())),
+        without_row=len(files.keys() - set(table["image_id"].map(archives.plain))),
         same=tuple(same_pictures(thumbnails, digests, usable, table["lesion_id"].to_numpy())),
         several_diagnoses={str(k): tuple(sorted(v)) for k, v in diagnoses.items() if len(v) > 1},
+        doubles={
+            image: doubles[archives.plain(image)]
+            for image in table["image_id"]
+            if archives.plain(image) in doubles
+        },
     )
 
 
-def _read(folder: Path) -> tuple[str, pd.DataFrame, dict[str, tuple[str, str]], list[str]]:
+def _read(folder: Path) -> tuple[str, pd.DataFrame, archives.Files, list[str]]:
     """The layout, all rows of the tables, the images by name, and what cannot be read."""
     parts = [pd.DataFrame(columns=["image_id", "lesion_id", "dx"], dtype=str)]
-    files: dict[str, tuple[str, str]] = {}
     try:
         layout, tables, places = sources.recognise(folder)
     except InputError as error:
-        return "", parts[0], files, [str(error)]
+        return "", parts[0], ({}, {}), [str(error)]
     unusable = []
     for path in tables:
         try:
@@ -152,11 +158,14 @@ def _read(folder: Path) -> tuple[str, pd.DataFrame, dict[str, tuple[str, str]], 
                 unusable.append(f"{path}: the table has no rows; it needs one row for each image")
         except InputError as error:
             unusable.append(str(error))
+    readable = []
     for place in places:
         try:
-            files = {**archives.image_files([place]), **files}
+            archives.image_files([place])
+            readable.append(place)
         except InputError as error:
             unusable.append(str(error))
+    files = archives.image_files(readable)
     return layout, pd.concat(parts, ignore_index=True), files, unusable
 
 

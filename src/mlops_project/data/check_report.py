@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -130,7 +131,18 @@ def _findings(report: Report) -> Iterator[_Finding]:
                 for images, same in groups
             ],
         )
-    known = table[table["dx"].isin(list(DIAGNOSES)) & (table["split"] != UNUSED)]
+    if report.doubles:
+        yield _Finding(
+            "warning",
+            f"Images in several, different files: {len(report.doubles):,}",
+            "Leave only the one to use (masks and clinical pictures belong outside this folder).",
+            ("image", "taken", "left out"),
+            [
+                (image_id, *(printable(os.path.relpath(path, report.folder)) for path in paths))
+                for image_id, paths in report.doubles.items()
+            ],
+        )
+    known = table[table["dx"].isin([*DIAGNOSES, *BINARY]) & (table["split"] != UNUSED)]
     for dx, images in known.groupby("dx"):
         if lacking := [split for split in SPLITS if split not in set(images["split"])]:
             yield _Finding(

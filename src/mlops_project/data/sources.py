@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from mlops_project.data.archives import find_images, image_files, is_junk, is_zip
+from mlops_project.data.archives import find_images, image_files, is_junk, is_zip, plain
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.data.folder import require_folder
 from mlops_project.data.tables import (
+    PREDICTED,
     TABLE_ENDINGS,
-    images_of,
+    diagnoses_of,
     is_table,
     read_rows,
     read_table,
@@ -104,8 +105,9 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
         names = ", ".join(str(t) for t in tables)
         raise InputError(f"{names}: the table has no rows; it needs one row for each image")
     table = without_doubles(table)
-    files = image_files(places)
-    found = [files.get(image_id.lower()) for image_id in table["image_id"]]
+    files, doubles = image_files(places)
+    _warn_of_doubles(folder, [i for i in table["image_id"].map(plain) if i in doubles], doubles)
+    found = [files.get(plain(image_id)) for image_id in table["image_id"]]
     has_image = pd.Series([f is not None for f in found], index=table.index)
     if not has_image.any():
         raise InputError(
@@ -120,6 +122,22 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     table = table[has_image].sort_values("image_id").reset_index(drop=True)
     synthetic = (folder / SYNTHETIC_MARKER).is_file()
     return Source(folder, layout, table[list(COLUMNS)], missing, synthetic)
+
+
+def _warn_of_doubles(
+    folder: Path, image_ids: list[str], doubles: dict[str, tuple[str, str]]
+) -> None:
+    if image_ids:
+        listed = " and ".join(
+            printable(os.path.relpath(path, folder)) for path in doubles[image_ids[0]]
+        )
+        log.warning(
+            "%s: %d images of the table lie there in several, different files (%s): the first of "
+            "them is taken",
+            folder,
+            len(image_ids),
+            listed,
+        )
 
 
 def _tables_beside(folder: Path) -> list[Path]:
@@ -141,7 +159,7 @@ def _tables_without_diagnoses(folder: Path) -> list[Path]:
     found = []
     for path in _tables_beside(folder):
         columns = set(read_table(path).columns)
-        if "image_id" in renamed(columns):
+        if "image_id" in renamed(columns) and PREDICTED not in columns:
             if len(columns & set(DIAGNOSES)) > 1:
                 raise InputError(
                     f"{path}: one column a diagnosis; name it *_GroundTruth.csv, and the folder of "
@@ -185,14 +203,32 @@ def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     tables = [p for p in tests if is_table(p)]
     if tables and len(tests) > 1:
         return "dataverse", tables[:1], [p for p in tests if p.is_dir() or is_zip(p)]
-    beside = [p for p in _tables_beside(folder) if images_of(p) is not None]
-    if len(beside) == 1:
-        return "plain", beside, [folder]
+    beside = [p for p in _tables_beside(folder) if diagnoses_of(p) is not None]
+    # Masks and clinical pictures of the same names may lie in other folders.
+    images = [p for p in training if p.stem.lower() == "images" and (p.is_dir() or is_zip(p))]
+    if beside:
+        _the_one_of(beside, folder)
+        return "plain", beside[:1], [*images, folder]
     found = ", ".join(printable(p.name) + ("/" if p.is_dir() else "") for p in entries[:8])
     more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
     raise InputError(
-        f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}{more}\n{ACCEPTED}"
+        f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}{more}\n"
+        + "".join(f"{reason}\n" for reason in _reasons(training, folder)[:3])
+        + ACCEPTED
     )
+
+
+def _reasons(entries: list[Path], folder: Path) -> list[str]:
+    """Why each table beside the images, or beneath metadata/, is no table of diagnoses."""
+    reasons = []
+    inner = folder / "metadata"
+    tables = _tables_beside(folder) + (_tables_beside(inner) if inner in entries else [])
+    for path in tables:
+        try:
+            read_rows(path, "plain", folder)
+        except InputError as error:
+            reasons.append(str(error))
+    return reasons
 
 
 def _layout(entries: list[Path], folder: Path) -> tuple[str, list[Path], list[Path]] | None:
@@ -203,7 +239,7 @@ def _layout(entries: list[Path], folder: Path) -> tuple[str, list[Path], list[Pa
         parts = [p for p in places if lower[p].startswith("ham10000_images")]
         layout = "dataverse" if any(is_zip(p) for p in parts) else "kaggle"
         # The same table may lie there twice, as .csv and as .tab.
-        return layout, metadata[:1], parts or [*places, folder]
+        return layout, [_the_one_of(metadata, folder)], parts or [*places, folder]
     truths = [p for p in entries if lower[p].endswith("_groundtruth.csv") and p.is_file()]
     for inner in (p for p in entries if p.is_dir() and "groundtruth" in lower[p]):
         truths += sorted(q for q in inner.glob("*_GroundTruth.csv") if not is_junk(q))
@@ -220,14 +256,32 @@ def _layout(entries: list[Path], folder: Path) -> tuple[str, list[Path], list[Pa
     if images and tables:
         # Notes and licences may lie beside the table; it has the likeliest ending.
         likely = sorted(tables, key=lambda p: TABLE_ENDINGS.index(p.suffix.lower()))
-        named = {path: images_of(path) or set() for path in likely}
-        first, *others = [path for path in likely if named[path]] or likely
-        more = [path for path in others if named[path] - named[first]]
-        if more:
-            listed = ", ".join(printable(str(path.relative_to(folder))) for path in (first, *more))
+        return "plain", [_the_one_of(likely, folder)], images
+    return None
+
+
+def _the_one_of(tables: list[Path], folder: Path) -> Path:
+    """The first table of diagnoses, if the others tell nothing else.
+
+    Raises:
+        InputError: another one names more images, or tells another diagnosis or lesion of one.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    told = {path: diagnoses_of(path) or {} for path in tables}
+    first, *others = [path for path in tables if told[path]] or tables
+    for path in others:
+        listed = ", ".join(printable(str(p.relative_to(folder))) for p in (first, path))
+        if told[path].keys() - told[first].keys():
             raise InputError(
                 f"{folder}: several tables name images: {listed}\n"
                 "Put all rows into one table, or leave only the one to use."
             )
-        return "plain", [first], images
-    return None
+        for image, (dx, lesion) in told[path].items():
+            dx_before, lesion_before = told[first][image]
+            if dx != dx_before or (lesion and lesion_before and lesion != lesion_before):
+                raise InputError(
+                    f"{folder}: {listed} tell different things, of '{printable(image)}' for one\n"
+                    "Leave only the one to use."
+                )
+    return first

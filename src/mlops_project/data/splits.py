@@ -143,6 +143,9 @@ def subsample(
 
 
 def split_hash(table: pd.DataFrame, split: np.ndarray) -> str:
-    """16 hexadecimal digits, equal for equal (image_id, split) pairs in any order."""
+    """16 hexadecimal digits, equal for equal (image_id, split) pairs in any order.
+
+    As well of what else is told of each image instead of its split, dtype object [N].
+    """
     lines = sorted(f"{image},{part}" for image, part in zip(table["image_id"], split, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,7 +26,8 @@ OTHER_NAMES = {
     "localization": ("anatom_site_general",),
 }
 # How programs write that a cell is empty (R, pandas, SQL), and people
-MISSING = ("", "na", "n/a", "nan", "null", "none", "unknown")
+MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none", "unknown", "-", "?")
+PREDICTED = "y_pred"  # a column of the predictions that an evaluation leaves
 
 
 def is_table(path: Path) -> bool:
@@ -71,22 +74,31 @@ def _read_text(path: Path) -> str:
 
 def read_table(path: Path) -> pd.DataFrame:
     """All columns as text, their names in lower case."""
-    text = _read_text(path)
-    header = text.lstrip().split("\n", 1)[0]
-    separator = max(",\t;", key=header.count)
+    text = _read_text(path).lstrip("\r\n ")
+    told = re.match(r"sep=(.)\r?\n", text)  # Excel's, for programs that would guess it otherwise
+    text = text[told.end() :] if told else text
+    header = text.split("\n", 1)[0]
+    separator = told[1] if told else max(",\t;", key=header.count)
+
+    def parse(**options: Any) -> pd.DataFrame:
+        return pd.read_csv(
+            io.StringIO(text),
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            skipinitialspace=True,
+            index_col=False,
+            engine="c",
+            **options,
+        )
+
     try:
         with warnings.catch_warnings():
             # It would leave out the cells for which the header has no column, with a warning.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(
-                io.StringIO(text),
-                sep=separator,
-                dtype=str,
-                keep_default_na=False,
-                skipinitialspace=True,
-                index_col=False,
-                engine="c",
-            )
+            table = parse()
+        # Of names that occur twice pandas has made different ones.
+        first = parse(header=None, nrows=1).iloc[0]
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: the table is empty; it needs one row an image") from None
     except pd.errors.ParserWarning as error:
@@ -95,8 +107,9 @@ def read_table(path: Path) -> pd.DataFrame:
         reason = str(error).strip().splitlines()[0][:150]
         raise InputError(f"{path}: not a readable table ({reason})") from error
     table.columns = [str(c).strip().strip('"').lower() for c in table.columns]
-    if table.columns.duplicated().any():
-        doubled = sorted(set(table.columns[table.columns.duplicated()]))
+    names = first.astype(str).str.strip().str.strip('"').str.lower()
+    doubled = sorted(set(names[names.duplicated() & (names != "")]))
+    if doubled:
         raise InputError(
             f"{path}: columns that occur twice: {', '.join(map(printable, doubled[:12]))}"
         )
@@ -139,16 +152,22 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
     return _read_metadata(path, unlabelled)
 
 
-def images_of(path: Path) -> set[str] | None:
-    """The images that a table names, in small letters; None if it is no table of diagnoses."""
+def diagnoses_of(path: Path) -> dict[str, tuple[str, str]] | None:
+    """Diagnosis and lesion, "" if unknown, of each image that a table names, all in small letters.
+
+    None if it is no table of diagnoses. A table of predictions is none.
+    """
     try:
         table = read_table(path)
     except InputError:
         return None
     table.columns = renamed(table.columns)
-    if not {"image_id", "dx"} <= set(table.columns):
+    if not {"image_id", "dx"} <= set(table.columns) or PREDICTED in table.columns:
         return None
-    return set(without_ending(table["image_id"]).str.lower()) - {""}
+    rows = _read_metadata(path, unlabelled=True)
+    lesions = rows["lesion_id"].mask(rows["lesion_id"] == rows["image_id"], "")
+    names = rows["image_id"].str.lower()
+    return dict(zip(names, zip(rows["dx"], lesions.str.lower(), strict=True), strict=True))
 
 
 def renamed(columns: Iterable[str]) -> list[str]:
@@ -177,6 +196,7 @@ def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
         values = raw[column] if column in raw.columns else pd.Series("", index=raw.index)
         table[column] = values.mask(values.str.lower().isin(MISSING), "unknown")
     ages = raw["age"] if "age" in raw.columns else pd.Series("", index=raw.index)
+    ages = ages.str.replace(r"^(\d+),(\d+)$", r"\1.\2", regex=True)  # as Excel writes in Europe
     table["age"] = pd.to_numeric(ages, errors="coerce").astype("float64")
     return table
 
@@ -202,8 +222,12 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
         table[column] = "unknown"
     table["dataset"] = path.stem.removesuffix("_GroundTruth")
     table["age"] = float("nan")
-    for groups in sorted(p for p in folder.rglob("*LesionGroupings*.csv") if not is_junk(p)):
+    # ISIC 2018 and 2019 have their lesions in tables of these names.
+    lists = {*folder.rglob("*LesionGroupings*.csv"), *folder.rglob("*_Metadata.csv")}
+    for groups in sorted(p for p in lists if not is_junk(p)):
         grouping = read_table(groups)
+        if "lesion_id" not in grouping.columns and groups.name.endswith("_Metadata.csv"):
+            continue
         _require(grouping, ("image", "lesion_id"), groups)
         images = without_ending(grouping["image"])
         told = ~grouping["lesion_id"].str.lower().isin(MISSING)

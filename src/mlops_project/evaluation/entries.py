@@ -154,7 +154,7 @@ def add_comparison(
         [other[0].facts["split"]],
         images.table,
         same_pictures.thumbnails(images.data[0], images.rows),
-        leaks.training_pictures(other),
+        leaks.training_pictures(other, images),
     )
     try:
         found = comparison.compare(

@@ -209,7 +209,11 @@ def _left_out(parts: np.ndarray, split: str) -> str:
         return ""
     text = f"{sum(counts.values())} images of the folder are left out ({told})"
     known = counts.get("train", 0) + counts.get("val", 0)
-    return text + (": the models have seen those, or their lesions" if known else "")
+    if not known:
+        return text
+    return (
+        f"{text}: by their names or lesions the models have seen those; --split all takes them too"
+    )
 
 
 def reopen(images: Images, models: Sequence[TrainedModel]) -> Images:
@@ -241,6 +245,17 @@ def _own_folder(models: Sequence[TrainedModel]) -> str:
             "Name the one to evaluate on with --data-dir DIR."
         )
     return folders.pop()
+
+
+def moved_to(models: Sequence[TrainedModel], images: Images) -> str | None:
+    """The evaluated folder, where it is the models' own one that has been moved; else None.
+
+    It is that if their own is not there, and it has all of their images.
+    """
+    here = any(Path(model.config.data.data_dir).is_dir() for model in models)
+    if here or not _known_images(models, "all") <= set(images.data[0].table["image_id"]):
+        return None
+    return str(images.folder)
 
 
 def _data(model: TrainedModel, source: Source, num_classes: int) -> HAM10000DataModule:
@@ -275,10 +290,21 @@ def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
     return np.array(
         [
             of_image.get(image) or of_image.get(name) or of_lesion.get(lesion, "test")
-            for image, name, lesion in zip(table["image_id"], bare, table["lesion_id"], strict=True)
+            for image, name, lesion in zip(
+                table["image_id"], bare, told_lesions(table), strict=True
+            )
         ],
         dtype=object,
     )
+
+
+def told_lesions(table: pd.DataFrame) -> pd.Series:
+    """The lesion ids of images; None for an image whose own id stands in for one.
+
+    Such an id says nothing of what a table elsewhere calls by it.
+    """
+    lesions = table["lesion_id"].astype(object)
+    return lesions.mask(lesions == table["image_id"], None)
 
 
 def split_of_all(parts: np.ndarray) -> np.ndarray:

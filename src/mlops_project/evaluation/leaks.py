@@ -12,7 +12,7 @@ import pandas as pd
 
 from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
-from mlops_project.evaluation.images import open_images
+from mlops_project.evaluation.images import Images, moved_to, open_images, told_lesions
 from mlops_project.evaluation.trained_model import TrainedModel
 
 NEAR = ("image_id", "training_image_id", "similarity")
@@ -26,15 +26,22 @@ class Pictures:
         image_id: object [N]; two folders may have one id for two pictures.
         thumbnails: uint8 [N, 3, S, S], of `same_pictures.thumbnails`.
         trained: which of the M models were trained on it, bool [M, N].
+        lesion_id: that the table tells now, object [N]; None where it tells none.
     """
 
     image_id: np.ndarray
     thumbnails: np.ndarray
     trained: np.ndarray
+    lesion_id: np.ndarray
 
 
-def training_pictures(models: Sequence[TrainedModel]) -> Pictures | None:
-    """The training images of all the models whose folders are here; None: of none of them."""
+def training_pictures(models: Sequence[TrainedModel], evaluated: Images) -> Pictures | None:
+    """The training images of all the models whose folders are here; None: of none of them.
+
+    Args:
+        models: that were trained.
+        evaluated: whose folder is the one of models that has been moved, if it is that.
+    """
 
     def folder(model: TrainedModel) -> str:
         return model.config.data.data_dir
@@ -42,7 +49,8 @@ def training_pictures(models: Sequence[TrainedModel]) -> Pictures | None:
     parts: list[Pictures] = []
     for place, group in groupby(sorted(models, key=folder), folder):
         try:
-            images = open_images(list(group), None, "train")
+            own = list(group)
+            images = open_images(own, moved_to(own, evaluated), "train")
         except InputError:
             continue  # `audit` sees what is missing
         ids = images.table["image_id"]
@@ -51,13 +59,15 @@ def training_pictures(models: Sequence[TrainedModel]) -> Pictures | None:
             for model in models
         ]
         small = same_pictures.thumbnails(images.data[0], images.rows)
-        parts.append(Pictures(ids.to_numpy(dtype=object), small, np.stack(trained)))
+        lesions = told_lesions(images.table).to_numpy(dtype=object)
+        parts.append(Pictures(ids.to_numpy(dtype=object), small, np.stack(trained), lesions))
     if not parts:
         return None
     return Pictures(
         np.concatenate([part.image_id for part in parts]),
         np.concatenate([part.thumbnails for part in parts]),
         np.concatenate([part.trained for part in parts], axis=1),
+        np.concatenate([part.lesion_id for part in parts]),
     )
 
 
@@ -111,7 +121,11 @@ def audit(
     trained = [part[part["split"] == "train"] for part in parts]
     validated = [part[part["split"] == "val"] for part in parts]
     same_image = _shared(image, "image_id", trained, asked)
-    same_lesion = _shared(lesion, "lesion_id", trained, asked)
+    told = pd.Index(told_lesions(evaluated))
+    same_lesion = _shared(told, "lesion_id", trained, asked)
+    if training is not None:  # the table may have been corrected since
+        now = [told.isin(training.lesion_id[own]) for own in training.trained]
+        same_lesion |= (np.stack(now) & asked & told.notna()).any(axis=0)
     direct = same_image | same_lesion
     trained_ids = pd.unique(pd.concat(trained)["image_id"])
     missing, near = len(trained_ids), pd.DataFrame(columns=list(NEAR))
@@ -129,7 +143,7 @@ def audit(
     found = direct | image.isin(near["image_id"])
     leaks = lesion.isin(lesion[found])
     chosen_by = _shared(image, "image_id", validated, asked)
-    chosen_by |= _shared(lesion, "lesion_id", validated, asked)
+    chosen_by |= _shared(told, "lesion_id", validated, asked)
     facts = {
         "status": "overlap" if leaks.any() else "unknown" if missing else "clean",
         "n_training_images": len(trained_ids),

@@ -16,7 +16,7 @@ from mlops_project import settings
 from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
 from mlops_project.evaluation import entries, evaluator, leaks
-from mlops_project.evaluation.images import ONE_FOLD, Images, known_split, open_images
+from mlops_project.evaluation.images import ONE_FOLD, Images, known_split, moved_to, open_images
 from mlops_project.evaluation.inference import Predictions, predict
 from mlops_project.evaluation.presentation import terminal
 from mlops_project.evaluation.presentation.model_card import write_model_card
@@ -116,7 +116,7 @@ def _audited(
         [model.facts["split"] for model in models],
         images.table,
         same_pictures.thumbnails(images.data[0], images.rows),
-        leaks.training_pictures(models),
+        leaks.training_pictures(models, images),
         asked=images.asked,
         excluded=exclude,
     )
@@ -143,7 +143,8 @@ def _validation(
         return None, [f"{missing}they are fitted on images that are evaluated here"]
     several = len({model.facts["split_hash"] for model in models}) > 1
     try:
-        own = open_images(models, None, ONE_FOLD if several else "val", images.class_names)
+        part = ONE_FOLD if several else "val"
+        own = open_images(models, moved_to(models, images), part, images.class_names)
     except InputError as error:
         return None, [missing + str(error).splitlines()[0]]
     gaps = [f"of the validation images, {own.absent}"] if own.absent else []
@@ -201,11 +202,22 @@ def _facts(models: Sequence[TrainedModel], images: Images, split: str, tta: bool
         "weights": first.facts["weights"],
         "tta": tta,
         "synthetic": images.data[0].synthetic or any(m.facts["synthetic"] for m in models),
+        "ham10000": all(_is_ham10000(model) for model in models),
         "settings": first.facts["config"],
         "n_images": len(images.rows),
         "n_lesions": int(images.table["lesion_id"].nunique()),
         "gaps": [text for text in (images.left_out, images.absent) if text],
     }
+
+
+def _is_ham10000(model: TrainedModel) -> bool:
+    """Whether most of what a model has learned from has the ids of HAM10000's images.
+
+    They are ISIC_0024306 to ISIC_0034320 (Tschandl, Rosendahl, Kittler, Sci. Data 5:180161, 2018).
+    """
+    split = pd.DataFrame(model.facts["split"])
+    numbers = split.loc[split["split"] == "train", "image_id"].str.extract(r"^ISIC_(\d{7})$")[0]
+    return bool(numbers.astype(float).between(24306, 34320).mean() > 0.5)
 
 
 def _write(folder: Path, facts: dict[str, Any], predictions: pd.DataFrame) -> list[Path]:

@@ -14,8 +14,8 @@ AGE_BANDS = (0, 30, 45, 60, 75, np.inf)  # years, from … up to, but not includ
 FEWEST = 20  # lesions that a group must have for its measures to be told
 FEWEST_OF_A_KIND = 5  # malignant ones, and benign ones
 UNKNOWN = "unknown"
-# Nothing in HAM10000 says which skin an image shows.
-SKIN_TONE = "HAM10000 has no labels of skin tone: nothing can be said of differences between them."
+# No table that is read here says which skin an image shows.
+SKIN_TONE = "There are no labels of skin tone: nothing can be said of differences between them."
 
 
 def attributes(table: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
+from mlops_project.data.splits import split_hash
 from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import atomic_write, link_or_copy
 from mlops_project.models.build import BuiltModel
@@ -216,6 +217,7 @@ def metadata(config: Config, built: BuiltModel, data: HAM10000DataModule) -> dic
         "weights": built.weights,
         "synthetic": data.synthetic,
         "split_hash": data.split_hash(),
+        "diagnoses_hash": split_hash(table, table["dx"].to_numpy()),
         "split": {
             "image_id": table["image_id"].tolist(),
             "lesion_id": table["lesion_id"].tolist(),

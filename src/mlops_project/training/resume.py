@@ -17,6 +17,7 @@ from torch import nn
 from mlops_project import setting_keys, settings
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
+from mlops_project.data.splits import split_hash
 from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import link_or_copy, remove_unfinished
 from mlops_project.training import folders, logs
@@ -103,14 +104,19 @@ class Resume:
         )
 
     def check_data(self, data: HAM10000DataModule, config: Config) -> None:
-        """Raises InputError if the images or their split are not what they were."""
-        if data.split_hash() == self.facts["split_hash"]:
+        """Raises InputError if the images, their split or diagnoses are not what they were."""
+        diagnoses = split_hash(data.table, data.table["dx"].to_numpy())
+        if data.split_hash() != self.facts["split_hash"]:
+            leak = "images that it was trained on may then be in the validation or test split"
+            changed = (
+                f"{self.path}: the images of {config.data.data_dir} or their split have changed "
+                f"since (split {self.facts['split_hash']}, now {data.split_hash()})"
+            )
+        elif diagnoses != self.facts.get("diagnoses_hash", diagnoses):  # earlier ones lack it
+            leak = "some epochs then learn from other diagnoses than the rest"
+            changed = f"{self.path}: diagnoses of {config.data.data_dir} have changed since"
+        else:
             return
-        leak = "images that it was trained on may then be in the validation or test split"
-        changed = (
-            f"{self.path}: the images of {config.data.data_dir} or their split have changed since "
-            f"(split {self.facts['split_hash']}, now {data.split_hash()})"
-        )
         if not config.training.allow_changes:
             raise InputError(
                 f"{changed}\ntraining.allow_changes=true goes on all the same: {leak}."

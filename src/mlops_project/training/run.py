@@ -176,7 +176,7 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
         with _failures(trainer, keeper, config), _single_images(config):
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
             early = trainer.early_stopping_callback
-            if isinstance(early, EarlyStopping) and early.stopped_epoch:
+            if isinstance(early, EarlyStopping) and early.stopping_reason_message:
                 log.info("stopped early: %s", early.stopping_reason_message)
             best, epoch, weights = _best(keeper)
             module.load_state_dict(weights)

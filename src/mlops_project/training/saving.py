@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import signal
@@ -21,6 +22,8 @@ from mlops_project.training.nonfinite import NonFinite, weights_are_finite
 from mlops_project.training.processes import Agreement
 from mlops_project.training.signals import Interruption
 from mlops_project.training.tracking import History
+
+log = logging.getLogger("mlops_project")
 
 
 class Checkpoints(Checkpoint):
@@ -66,6 +69,7 @@ class Checkpoints(Checkpoint):
         self._started = self._saved = time.monotonic()
         self._saved_step = 0
         self._agreement = Agreement()
+        self._warned = False
 
     @property
     def ranking(self) -> list[Path]:
@@ -101,7 +105,7 @@ class Checkpoints(Checkpoint):
             if early.wait_count >= early.patience:
                 trainer.should_stop = True
             else:
-                early.stopped_epoch = 0
+                early.stopped_epoch, early.stopping_reason_message = 0, None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -152,7 +156,18 @@ class Checkpoints(Checkpoint):
         worst = math.inf if monitor_mode(metric) == "min" else -math.inf
         value = self.history.metrics.latest.get(metric, math.nan)
         name = f"epoch={trainer.current_epoch:03d}-{metric}={value:.3f}.ckpt"
-        candidates = {**self.best, name: worst if math.isnan(value) else value}
+        candidates = {**self.best, name: value}
+        if math.isnan(value):
+            # As bad as can be, but of several such epochs the latest is the best.
+            candidates = {name: worst, **self.best}
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "%s cannot be told in epoch %d (a class without images in the validation "
+                    "split?): such an epoch counts as worse than any other",
+                    metric,
+                    trainer.current_epoch + 1,
+                )
         kept = self._ranked(candidates)[: options.save_top_k]
         if name in kept:
             self.best = {n: v for n, v in candidates.items() if n in kept}

@@ -81,6 +81,7 @@ def make_facts(
         "split": "test",
         "tta": False,
         "synthetic": False,
+        "ham10000": True,
         "split_hash": "816bfc68a1c88bd9",
         "settings": SETTINGS,
         "class_names": names,
