@@ -218,6 +218,8 @@ def test_a_wrong_value_is_answered_with_what_is_right(
         (["model.architecture.conv_blocks=3"], "model.architecture.channels has 4"),
         (["data.val_fraction=0.45", "data.test_fraction=0.45"], "training"),
         (["training.progressive_unfreezing=1", "training.unfreeze_schedule=5,4"], "must not fall"),
+        (["training.max_time=00:00:00:00"], "training.max_time=00:00:00:00: must be more than"),
+        (["training.max_time=9999999999:00:00:00"], "at most 3650 days"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: list[str], words: str) -> None:
@@ -408,3 +410,12 @@ def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(
 ) -> None:
     leaf = argument.partition("=")[0].rpartition(".")[2]
     assert getattr(getattr(settings.load([argument]), group), leaf) == str(Path.home() / value)
+
+
+def test_a_run_of_a_sweep_tells_weights_and_biases_unless_it_is_not_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not settings.load([]).wandb.enabled
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc123")
+    assert settings.load([]).wandb.enabled
+    assert not settings.load(["wandb.enabled=false"]).wandb.enabled

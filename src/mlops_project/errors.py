@@ -104,6 +104,8 @@ _FILE_ADVICE = {
     errno.EEXIST: "a file is where a folder has to be: move it away",
     errno.ESTALE: "it has vanished from the network drive: mount it again",
     errno.EIO: "the disk cannot be read or written: it may be broken",
+    errno.ENAMETOOLONG: "this name is too long: choose a shorter one",
+    errno.ELOOP: "links that lead in a circle: name another path",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n) or use fewer workers",
 }
 

@@ -23,6 +23,7 @@ from mlops_project.models.variants import check_model_settings, default_image_si
 from mlops_project.printable import printable
 from mlops_project.setting_keys import GROUPS, NONE, convert, keys, shown, suggestion
 
+MAX_DAYS = 3650  # of training.max_time
 MAX_FILE_BYTES = 2**20  # of a file of configs/
 # What tells the repetitions of one experiment apart.
 REPEATED = ("seed", "data.fold")
@@ -54,6 +55,8 @@ def load(arguments: Sequence[str]) -> Config:
         if family:
             texts.insert(0, f"model={family}")
     config = _typed(_compose(texts))
+    if "wandb.enabled" not in given and os.environ.get("WANDB_SWEEP_ID"):
+        config.wandb.enabled = True  # its agent asks for what the server is to be told
     return resolve(config)
 
 
@@ -131,6 +134,13 @@ def resolve(config: Config) -> Config:
         raise InputError(
             f"training.max_time={longest}: must be days:hours:minutes:seconds, such as 00:08:00:00"
         )
+    if longest is not None:
+        days, *parts = map(int, longest.split(":"))
+        if days > MAX_DAYS or not any((days, *parts)):
+            raise InputError(
+                f"training.max_time={longest}: must be more than no time, and at most "
+                f"{MAX_DAYS} days"
+            )
     schedule = config.training.unfreeze_schedule
     if config.training.progressive_unfreezing and sorted(schedule) != schedule:
         raise InputError(

@@ -322,6 +322,17 @@ def test_what_would_go_wrong_is_told_in_one_line(
     assert found.problems[0] in str(refused.value)
 
 
+def test_a_constant_may_need_what_is_searched(write_sweep: WriteSweep) -> None:
+    variants = {"values": ["resnet18", "convnext_atto"]}
+    path = write_sweep(
+        command=None, parameters={"model": {"value": "timm"}, "model.variant": variants}
+    )
+    sweep, found = inspect(path, [])
+    assert found.problems == []
+    assert sweep is not None
+    assert sweep.settings_of({"model.variant": "convnext_atto"}) == ["model.variant=convnext_atto"]
+
+
 @pytest.mark.parametrize(
     ("sections", "told"),
     [

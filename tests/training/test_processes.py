@@ -184,3 +184,18 @@ def test_ctrl_c_in_a_terminal_ends_both_processes_in_good_order(disturb: Any) ->
     assert left_running(leaders[0]) == []
     last = Path("models/baseline_cnn/version_0/checkpoints/last.ckpt")
     assert torch.load(last, weights_only=True)["global_step"] >= 10
+
+
+def test_a_process_whose_first_one_is_gone_before_it_looks_ends(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    program = (
+        "import threading; from mlops_project.training.processes import join_the_watch;"
+        "join_the_watch(); threading.Event().wait()"
+    )
+    told = {"REPORTS": str(tmp_path), "FIRST": str(gone.pid)}
+    environment = os.environ | {f"MLOPS_PROJECT_{name}": value for name, value in told.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment | {"LOCAL_RANK": "1"}, timeout=120
+    )
+    assert done.returncode == 1

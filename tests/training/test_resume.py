@@ -393,3 +393,68 @@ def test_what_a_kill_has_left_among_the_best_goes(train_here: Train) -> None:
     shutil.copy(LAST, left)
     train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
     assert not left.exists()
+
+
+def test_auto_lengthens_a_run_only_where_none_of_that_length_is_unfinished(
+    train_here: Train,
+) -> None:
+    train_here("training.max_epochs=2")
+    unfinish()
+    train_here("training.max_epochs=1")
+    RUN.with_name("version_1").joinpath("results.json").unlink()
+    auto = "training.resume_from_checkpoint=auto"
+    assert train_here("training.max_epochs=2", auto).folder == RUN
+    assert train_here("training.max_epochs=2", auto).folder == RUN.with_name("version_1")
+
+
+def test_a_new_run_from_a_copied_checkpoint_keeps_the_best_that_lies_beside_it(
+    train_here: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here("training.max_epochs=1")
+    (best,) = RUN.glob("checkpoints/epoch=000*.ckpt")
+    for name, names in (("alone", [LAST]), ("together", [LAST, best])):
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in names:
+            shutil.copy(path, folder)
+        result = train_here(
+            f"training.resume_from_checkpoint={folder / 'last.ckpt'}",
+            "training.max_epochs=2",
+            plain=True,
+        )
+        assert result.folder is not None
+        kept = (result.folder / "checkpoints" / best.name).is_file()
+        warned = "the best epochs before it do not lie beside it" in capfd.readouterr().out
+        assert (kept, warned) == (name == "together", name == "alone")
+
+
+def test_a_run_of_another_working_folder_has_a_log_of_its_own_here(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here("training.max_epochs=1")
+    theirs = LAST.absolute()
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    train_here("training.max_epochs=1")
+    log = Path("logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
+    mine = log.read_bytes()
+    train_here(f"training.resume_from_checkpoint={theirs}", "training.max_epochs=2", plain=True)
+    assert log.read_bytes() == mine
+    (other,) = log.parents[1].glob("baseline_cnn_version_0_*/metrics.csv")
+    assert pd.read_csv(other)["epoch"].dropna().unique().tolist() == [1]
+
+
+def test_what_an_interruption_has_left_goes_where_no_last_checkpoint_is_wanted(
+    train_here: Train,
+) -> None:
+    train_here("training.max_epochs=1")
+    train_here(
+        f"training.resume_from_checkpoint={LAST}",
+        "training.max_epochs=2",
+        "training.save_last=false",
+        "training.save_top_k=9",
+        plain=True,
+    )
+    assert not LAST.exists()
+    assert len(list(LAST.parent.glob("epoch=*.ckpt"))) == 2

@@ -256,6 +256,33 @@ def test_runs_that_start_together_get_a_version_each_and_share_the_cache(
 
 
 @pytest.mark.parametrize(
+    "saved",
+    [
+        "run,data\nmodels/baseline_cnn/version_0,Läsionen\n".encode("latin-1"),
+        "run,data\nmodels/baseline_cnn/version_0,x\n".encode("utf-8-sig"),
+    ],
+)
+def test_the_table_of_all_runs_may_have_been_saved_by_a_spreadsheet(
+    saved: bytes, demo_folder: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "reports/training_metrics.csv"
+    table.parent.mkdir()
+    table.write_bytes(saved)
+    train_in(tmp_path, demo_folder, "training.max_epochs=1")
+    assert pd.read_csv(table)["run"].tolist() == ["models/baseline_cnn/version_0"]
+
+
+def test_a_table_of_all_runs_that_cannot_be_written_costs_no_results(
+    demo_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reports/training_metrics.csv").mkdir(parents=True)
+    result = train_in(tmp_path, demo_folder, "training.max_epochs=1")
+    assert result.folder is not None
+    assert (tmp_path / result.folder / "results.json").is_file()
+    assert "this run's row could not be added" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("number", "code"),
     [
         (signal.SIGINT, 130),

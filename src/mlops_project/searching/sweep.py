@@ -152,7 +152,7 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     halving = sections.read_halving(content.get("early_terminate"), found)
     run_cap = found.whole(content.get("run_cap"), "run_cap", 1)
     try:
-        config = settings.load([*overrides, *given])
+        config = _of_all_trials([*overrides, *given], searched)
         monitor_mode(config.training.monitor_metric)
     except InputError as error:
         if first_line(error) not in found.problems:
@@ -193,6 +193,21 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
         config=config,
     )
     return sweep, found
+
+
+def _of_all_trials(overrides: Sequence[str], searched: Sequence[Parameter]) -> Config:
+    """The settings that all trials share, those of the first one where they need a searched value.
+
+    Raises:
+        InputError: the first trial's are wrong, too.
+    """
+    try:
+        return settings.load(overrides)
+    except InputError:
+        first = hydra_overrides.normalise([p.override(p.ends[0]) for p in searched])
+        if not first:
+            raise
+        return settings.load([*overrides, *first])
 
 
 def _load(path: Path) -> dict[Any, Any]:

@@ -55,7 +55,7 @@ def _wrong(name: str, value: Any) -> str | None:
             check_optimizer(str(value))
     except InputError as error:
         # Whether a network's variant fits is to be seen beside its name.
-        if name == "model.variant":
+        if name == "model.variant" or (name == "model" and "model.variant" in str(error)):
             return None
         return first_line(error)
     return None

@@ -130,7 +130,8 @@ def add_to_summary(row: dict[str, Any], path: Path = SUMMARY) -> None:
     with FileLock(path.parent / f".{path.name}.lock"):
         rows: list[dict[str, Any]] = []
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
+            # A spreadsheet may have saved it since, in its own way.
+            with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
                 rows = [dict(r) for r in csv.DictReader(file) if r.get("run") != row["run"]]
         with atomic_write(path) as file:
             file.write(table_text([*rows, row]))

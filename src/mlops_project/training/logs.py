@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,7 @@ def rewind(folder: Path, positions: dict[str, Any], logged_step: int, epochs: in
         else:
             path.unlink()
     table = folders.LOGS / CSV_NAME / _csv_version(folder) / "metrics.csv"
-    # Beside a run of another working folder, a table of this name tells of another run.
-    if not table.is_file() or folder.parents[1] != folders.MODELS:
+    if not table.is_file():
         return
     with table.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = [row for row in csv.DictReader(file) if _is_before(row, logged_step, epochs)]
@@ -111,4 +111,8 @@ def _is_before(row: dict[str, str], logged_step: int, epochs: int) -> bool:
 
 
 def _csv_version(folder: Path) -> str:
-    return f"{folder.parent.name}_{folder.name}"
+    name = f"{folder.parent.name}_{folder.name}"
+    if folder.parents[1] == folders.MODELS:
+        return name
+    # A run of another working folder, beside which one of this name may lie here.
+    return f"{name}_{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]}"

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlops_project import hydra_overrides, settings
-from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from mlops_project.config import Config
+from mlops_project.data.folder import require_folder
+from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError
+from mlops_project.metrics import monitor_mode
 
 PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
 
@@ -30,6 +33,21 @@ def _run(words: list[str]) -> int:
             return 128 - code if code < 0 else code
 
 
+def _check(config: Config) -> None:
+    """Raises InputError for what a run would refuse before it begins to train."""
+    monitor_mode(config.training.monitor_metric)
+    if config.data.name != "demo" and not config.training.resume_from_checkpoint:
+        require_folder(Path(config.data.data_dir))
+    if config.training.optimizer.lower() not in ("adam", "adamw"):
+        from mlops_project.training.optimizers import check_optimizer
+
+        check_optimizer(config.training.optimizer)
+    for name in ("pretrained_path", "init_from"):
+        path = getattr(config.model, name)
+        if path and not Path(path).is_file():
+            raise InputError(f"model.{name}={path}: no such file")
+
+
 def run_each(arguments: Sequence[str]) -> int:
     """Runs every combination of the comma-separated values, one after the other.
 
@@ -42,8 +60,9 @@ def run_each(arguments: Sequence[str]) -> int:
         0, or the exit code of the first run that failed.
     """
     jobs = hydra_overrides.expand(arguments)
-    for job in jobs:
-        settings.load(job)  # a mistake in the last one should not be found after hours
+    # A mistake in the last one should not be found after hours.
+    for config in [settings.load(job) for job in jobs]:
+        _check(config)
     first_failure = 0
     for number, job in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)

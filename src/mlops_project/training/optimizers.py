@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -38,6 +39,11 @@ def check_optimizer(name: str) -> None:
             raise InputError(
                 f"training.optimizer={name}: no such optimizer; {hint}\n"
                 "Known: adamw, adam, sgd, rmsprop, lion and all of timm.optim.list_optimizers()."
+            )
+        if name.lower().startswith("kron") and find_spec("opt_einsum") is None:
+            raise InputError(
+                f"training.optimizer={name}: without the package opt_einsum its first step takes "
+                "minutes and many GiB of memory (uv add opt_einsum)"
             )
     try:
         weight = nn.Parameter(torch.ones(2, 2))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mlops_project.config import Config, TrainingConfig
+from mlops_project.errors import InputError
 from mlops_project.training.module import side_in
 from mlops_project.training.processes import placement
 
@@ -22,6 +23,10 @@ log = logging.getLogger("mlops_project")
 # Compiling a network takes minutes; it has to be made up for. In images of 224 × 224 pixels that a
 # run trains on: on a CPU measured (docs/speed.md), on a GPU estimated.
 WORTH_COMPILING = {"cpu": 50_000, "cuda": 2_000_000}
+
+
+# Of a training that is to go on until something else ends it, these are enough to know.
+COUNTED_EPOCHS = 10_000
 
 
 def device_type(options: TrainingConfig) -> str:
@@ -54,7 +59,8 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
     if options.compile == "auto":
         size = config.data.image_size or 224
         # Smaller images of earlier epochs go through the network as it is.
-        whole = sum(side_in(epoch, config) == size for epoch in range(options.max_epochs))
+        counted = range(min(options.max_epochs, COUNTED_EPOCHS))
+        whole = sum(side_in(epoch, config) == size for epoch in counted)
         seen = images * whole * (size / 224) ** 2
         options.compile = (
             seen >= WORTH_COMPILING.get(device, float("inf"))
@@ -66,6 +72,12 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
             and _compiles(device)
         )
         chosen.append("compiled" if options.compile else "not compiled")
+    elif options.compile and not _compiles(device):
+        raise InputError(
+            "training.compile=true: torch.compile does not work here (the log says why)\n"
+            "On a CPU it needs a C++ compiler (such as g++) and Python's headers; "
+            "training.compile=auto does without where it cannot."
+        )
     if chosen:
         log.info("fastest here: %s", ", ".join(chosen))
 

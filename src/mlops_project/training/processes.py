@@ -34,6 +34,7 @@ from mlops_project.errors import EXIT_FAILED, InputError, ProjectError
 from mlops_project.training.signals import leave_at_once
 
 REPORTS = "MLOPS_PROJECT_REPORTS"  # environment: folder for last words
+FIRST = "MLOPS_PROJECT_FIRST"  # environment: id of the process that starts the others
 START_SECONDS = 600  # for all to arrive: the slowest may still have to read its modules
 GRACE_SECONDS = 8.0  # what the first process has to notice by itself that another has gone
 
@@ -102,6 +103,7 @@ class _Launcher(_SubprocessScriptLauncher):
     ) -> Any:
         if not self.cluster_environment.creates_processes_externally and not self.procs:
             tell(REPORTS, tempfile.mkdtemp(prefix="mlops_project_"))
+            tell(FIRST, str(os.getpid()))
             self.cluster_environment.validate_settings(
                 num_devices=self.num_processes, num_nodes=self.num_nodes
             )
@@ -159,10 +161,10 @@ def join_the_watch() -> None:
         return
     stack = (_folder() / f"stack_{os.environ['LOCAL_RANK']}").open("w")
     faulthandler.register(signal.SIGUSR2, file=stack, all_threads=False)
-    parent = os.getppid()
+    first = int(os.environ[FIRST])  # it may be gone by now
 
     def follow() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == first:
             time.sleep(1)
         leave_at_once(EXIT_FAILED)
 

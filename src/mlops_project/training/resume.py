@@ -207,7 +207,9 @@ def _automatic(config: Config) -> str | None:
     if CHOSEN in os.environ and not _is_first():
         return os.environ[CHOSEN] or None
     reasons = []
-    for folder in reversed(folders.run_folders(config.model.name)):
+    found_folders = reversed(folders.run_folders(config.model.name))
+    # A run of as many epochs comes before one to lengthen, which may be another search's.
+    for folder in sorted(found_folders, key=lambda f: _epochs_of(f) != config.training.max_epochs):
         try:
             found, reason = _last_of(folder, config)
         except (ProjectError, OSError) as error:
@@ -244,6 +246,15 @@ def _last_of(folder: Path, config: Config) -> tuple[Path | None, str]:
     if path != last and last.exists():
         log.warning("%s is damaged: going on from %s", last, path)
     return path, ""
+
+
+def _epochs_of(folder: Path) -> int | None:
+    """training.max_epochs of a run; None where that cannot be read."""
+    try:
+        container = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return int(container["training"]["max_epochs"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None
 
 
 def _may_match(config: Config, folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 import threading
@@ -152,7 +153,8 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
                 log.info("all of its epochs are done: only the test is repeated")
         if config.data.preview:
             draw_preview(data, module.augmentation, folder / "preview.png")
-    positions = resume.positions if resume else {}
+    # A run that starts from another one's checkpoint is another one to the loggers, too.
+    positions = resume.positions if resume and resume.folder else {}
     loggers = logs.build_loggers(config, folder, positions) if folder else []
     guard = NonFinite(config.training, data, folder)
     metrics = EpochMetrics(guard.refuse)
@@ -194,9 +196,12 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
         row = summary.summary_row(
             config, auto, data, result, epochs, keeper.seconds, speed.summary()
         )
-        folders.add_to_summary(row)
         summary.write_results(row, folder)
         (folder / folders.PREVIOUS).unlink(missing_ok=True)
+        try:
+            folders.add_to_summary(row)
+        except (OSError, csv.Error) as error:
+            log.warning("%s: this run's row could not be added (%s)", folders.SUMMARY, error)
         summary.report(config, built, data, result, speed.summary(), log_path)
     return result
 

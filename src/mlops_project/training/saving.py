@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, WeightAveragi
 
 from mlops_project.config import TrainingConfig
 from mlops_project.errors import Interrupted, ProjectError, interrupted_by
+from mlops_project.files import link_or_copy
 from mlops_project.metrics import monitor_mode
 from mlops_project.training.checkpoints import LAST
 from mlops_project.training.logs import positions
@@ -172,6 +173,9 @@ class Checkpoints(Checkpoint):
         if name in kept:
             self.best = {n: v for n, v in candidates.items() if n in kept}
             self._save(trainer, name)
+            if not self.options.save_last and self.folder is not None:
+                # Left by an interruption, and now behind.
+                (self.directory / LAST).unlink(missing_ok=True)
 
     def _ranked(self, values: dict[str, float]) -> list[str]:
         sign = 1 if monitor_mode(self.options.monitor_metric) == "min" else -1
@@ -224,10 +228,22 @@ class Checkpoints(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        beside = Path(self.resumed).parent if self.resumed else self.directory
+        best = state_dict["best"]
         # One that is gone has been pushed out by an epoch that this run is about to repeat.
-        best = state_dict["best"].items()
-        self.best = {name: value for name, value in best if (self.directory / name).is_file()}
+        self.best = {name: value for name, value in best.items() if (beside / name).is_file()}
         self.seconds = state_dict["seconds"]
+        if self.folder is None or beside.absolute() == self.directory.absolute():
+            return
+        for name in self.best:  # a new run from another one's checkpoint
+            link_or_copy(beside / name, self.directory / name)
+        if lost := sorted(best.keys() - self.best.keys()):
+            log.warning(
+                "%s: the best epochs before it do not lie beside it (%s): the best one is chosen "
+                "from those that follow",
+                self.resumed,
+                ", ".join(lost),
+            )
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]

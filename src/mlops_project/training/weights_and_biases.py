@@ -79,9 +79,10 @@ def watch(logger: WandbLogger, config: Config, network: nn.Module) -> None:
 
     try:
         run: Any = logger.experiment
-    except Error as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        kind = InputError if isinstance(error, UsageError) else ProjectError
+    except (Error, ValueError) as error:  # its settings check themselves with pydantic
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = " ".join(lines[1:3] if isinstance(error, ValueError) and lines[1:] else lines[:1])
+        kind = InputError if isinstance(error, (UsageError, ValueError)) else ProjectError
         raise kind(
             f"Weights & Biases refuses the run: {printable(reason, 200)}\n"
             "Correct the wandb settings or log in again (`uv run wandb login`); WANDB_MODE=offline "
