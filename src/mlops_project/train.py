@@ -31,8 +31,8 @@ def main() -> int:
         from mlops_project.evaluation.presentation.runs_page import show_new
         from mlops_project.training.multirun import run_each
 
-        with show_new():
-            return run_each([a for a in arguments if a not in ("-m", "--multirun")])
+        with show_new() as done:
+            return run_each([a for a in arguments if a not in ("-m", "--multirun")], done)
     if "--cfg" in arguments:
         import yaml
 

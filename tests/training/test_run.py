@@ -310,6 +310,18 @@ def test_a_signal_costs_at_most_the_step_in_flight(
     assert logged["step"].max() == saved["global_step"]
 
 
+def test_several_runs_given_again_after_an_interruption_repeat_none_that_is_finished(
+    demo_folder: Path, tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    words = (f"data.data_dir={demo_folder}", *SMALL, "training.resume_from_checkpoint=auto")
+    assert run("train.py", "-m", *words, "seed=1").returncode == 0
+    again = run("train.py", "-m", *words, "seed=1,2")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "[1/2] done already: models/baseline_cnn/version_0/" in again.stdout
+    assert "models/baseline_cnn/version_0, models/baseline_cnn/version_1" in again.stdout
+    assert len(list((tmp_path / "models/baseline_cnn").iterdir())) == 2
+
+
 def test_a_folder_that_vanishes_is_one_clear_message(disturb: Any) -> None:
     folder = Path("models/baseline_cnn/version_0")
     ended, output = disturb("epoch 2/", lambda process: folder.rename("moved"))

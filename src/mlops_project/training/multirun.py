@@ -9,11 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config
 from mlops_project.data.folder import require_folder
-from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError
+from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError, ProjectError
 from mlops_project.metrics import monitor_mode
+from mlops_project.training import folders
 
 PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
 
@@ -48,23 +51,47 @@ def _check(config: Config) -> None:
             raise InputError(f"model.{name}={path}: no such file")
 
 
-def run_each(arguments: Sequence[str]) -> int:
+def _finished(config: Config) -> Path | None:
+    """The newest finished run with these settings."""
+    wanted = settings.shaping(config)
+    for folder in reversed(folders.run_folders(config.model.name)):
+        if not (folder / folders.RESULTS).is_file():
+            continue
+        try:
+            text = (folder / "config.yaml").read_text(encoding="utf-8")
+            had = settings.shaping(settings.from_container(yaml.safe_load(text)))
+        except (OSError, ValueError, yaml.YAMLError, ProjectError, AttributeError):
+            continue
+        if all(value in ("auto", had[name]) for name, value in wanted.items()):
+            return folder
+    return None
+
+
+def run_each(arguments: Sequence[str], done: list[Path]) -> int:
     """Runs every combination of the comma-separated values, one after the other.
 
-    A run that fails does not stop the others.
+    A run that fails does not stop the others. With training.resume_from_checkpoint=auto those that
+    are finished are not repeated, as when the command is given again after an interruption.
 
     Args:
         arguments: overrides as on the command line, without -m.
+        done: is told the folders of runs that were finished before.
 
     Returns:
         0, or the exit code of the first run that failed.
     """
     jobs = hydra_overrides.expand(arguments)
     # A mistake in the last one should not be found after hours.
-    for config in [settings.load(job) for job in jobs]:
+    configs = [settings.load(job) for job in jobs]
+    for config in configs:
         _check(config)
     first_failure = 0
-    for number, job in enumerate(jobs, start=1):
+    for number, (job, config) in enumerate(zip(jobs, configs, strict=True), start=1):
+        again = config.training.resume_from_checkpoint == "auto"
+        if again and (folder := _finished(config)) is not None:
+            print(f"[{number}/{len(jobs)}] done already: {folder}/", flush=True)
+            done.append(folder)
+            continue
         print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
         code = _run([sys.executable, str(PROGRAM), *job])
         if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):

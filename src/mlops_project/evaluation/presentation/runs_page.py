@@ -102,11 +102,15 @@ def show(groups: Sequence[Group], written: Sequence[Path] = ()) -> None:
 
 
 @contextmanager
-def show_new() -> Iterator[None]:
-    """Shows the runs that end meanwhile side by side, where there are several."""
-    before = set(finished())
-    yield
-    new = [folder for folder in finished() if folder not in before]
+def show_new() -> Iterator[list[Path]]:
+    """Shows the runs that end meanwhile side by side, where there are several.
+
+    Yields:
+        A list for the folders of earlier runs that are to be shown as well.
+    """
+    before, also = set(finished()), list[Path]()
+    yield also
+    new = [folder for folder in finished() if folder not in before or folder in also]
     if len(new) > 1:
         show(group(read_runs(new)))
 
