@@ -203,6 +203,23 @@ def test_several_tables_of_images_are_not_chosen_from(tmp_path: Path) -> None:
     assert "metadata/metadata.csv, metadata/more.csv tell different things, of 'isic_1'" in message
 
 
+def test_a_table_that_tells_lesions_is_not_passed_over_for_one_that_does_not(
+    tmp_path: Path,
+) -> None:
+    _files(tmp_path / "images")
+    (tmp_path / "labels.csv").write_text("image_id,dx\nISIC_1,mel\nISIC_2,mel\nISIC_3,nv\n")
+    (tmp_path / "lesions.csv").write_text(TABLE)
+    assert "labels.csv, lesions.csv tell different things" in _refusal(tmp_path)
+    (tmp_path / "labels.csv").write_text("image_id,dx\n")
+    assert read_source(tmp_path).table["lesion_id"].nunique() == 2
+
+
+def test_a_table_without_an_ending_is_no_folder(tmp_path: Path) -> None:
+    _files(tmp_path / "pictures")
+    (tmp_path / "metadata").write_text(TABLE)
+    assert "no layout of HAM10000 found" in _refusal(tmp_path)
+
+
 def test_a_copy_of_kaggles_table_that_tells_another_diagnosis_is_refused(tmp_path: Path) -> None:
     _files(tmp_path / "HAM10000_images_part_1")
     (tmp_path / "HAM10000_metadata.csv").write_text(TABLE)

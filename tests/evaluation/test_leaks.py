@@ -293,3 +293,5 @@ def test_the_name_of_an_image_without_a_lesion_is_no_lesion_of_another_table() -
     assert known_split(table, seen).tolist() == ["test", "test", "train"]
     assert audit([seen], table)["leaked_images"] == ["new"]
     assert audit([seen], table)["n_shared_with_validation"] == 0
+    several = table_of(("7", "7"), ("7b", "7"))  # a lesion called by its first image
+    assert known_split(several, seen).tolist() == ["train", "train"]

@@ -260,6 +260,7 @@ def test_runs_that_start_together_get_a_version_each_and_share_the_cache(
     [
         "run,data\nmodels/baseline_cnn/version_0,Läsionen\n".encode("latin-1"),
         "run,data\nmodels/baseline_cnn/version_0,x\n".encode("utf-8-sig"),
+        b"run;data\r\nmodels/baseline_cnn/version_0;x\r\n",
     ],
 )
 def test_the_table_of_all_runs_may_have_been_saved_by_a_spreadsheet(

@@ -107,7 +107,7 @@ def check_folder(
         sources.read_source(folder)  # raises, and says where to get one
     layout, rows, (files, doubles), unusable = _read(folder)
     distinct = rows.drop_duplicates()
-    name = distinct["image_id"].str.lower()  # on many disks a.jpg and A.jpg are one file
+    name = distinct["image_id"].map(archives.plain)  # on many disks a.jpg and A.jpg are one file
     times = distinct.groupby(name)["image_id"].agg(["first", "size"]).set_index("first")["size"]
     table = distinct[~name.duplicated()].sort_values("image_id").reset_index(drop=True)
     table = table[["image_id", "lesion_id", "dx"]].assign(split=UNUSED)

@@ -98,7 +98,7 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
         if not tables:
             return Source(folder, "images", table, (), (folder / SYNTHETIC_MARKER).is_file())
         log.warning("%s: no column dx: its images count as without a diagnosis", tables[0])
-        layout, places = "plain", [folder]
+        layout, places = "plain", _pictures_first(folder)
     parts = [read_rows(path, layout, folder, unlabelled=unlabelled) for path in tables]
     table = pd.concat(parts, ignore_index=True)
     if table.empty:
@@ -204,25 +204,28 @@ def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     if tables and len(tests) > 1:
         return "dataverse", tables[:1], [p for p in tests if p.is_dir() or is_zip(p)]
     beside = [p for p in _tables_beside(folder) if diagnoses_of(p) is not None]
-    # Masks and clinical pictures of the same names may lie in other folders.
-    images = [p for p in training if p.stem.lower() == "images" and (p.is_dir() or is_zip(p))]
     if beside:
-        _the_one_of(beside, folder)
-        return "plain", beside[:1], [*images, folder]
+        return "plain", [_the_one_of(beside, folder)], _pictures_first(folder)
     found = ", ".join(printable(p.name) + ("/" if p.is_dir() else "") for p in entries[:8])
     more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
     raise InputError(
         f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}{more}\n"
-        + "".join(f"{reason}\n" for reason in _reasons(training, folder)[:3])
+        + "".join(f"{reason}\n" for reason in _reasons(folder)[:3])
         + ACCEPTED
     )
 
 
-def _reasons(entries: list[Path], folder: Path) -> list[str]:
+def _pictures_first(folder: Path) -> list[Path]:
+    """Where to look for images: masks and clinical pictures may have the same names elsewhere."""
+    images = [p for p in sorted(folder.iterdir()) if p.stem.lower() == "images" and not is_junk(p)]
+    return [*(p for p in images if p.is_dir() or is_zip(p)), folder]
+
+
+def _reasons(folder: Path) -> list[str]:
     """Why each table beside the images, or beneath metadata/, is no table of diagnoses."""
     reasons = []
     inner = folder / "metadata"
-    tables = _tables_beside(folder) + (_tables_beside(inner) if inner in entries else [])
+    tables = _tables_beside(folder) + (_tables_beside(inner) if inner.is_dir() else [])
     for path in tables:
         try:
             read_rows(path, "plain", folder)
@@ -279,7 +282,7 @@ def _the_one_of(tables: list[Path], folder: Path) -> Path:
             )
         for image, (dx, lesion) in told[path].items():
             dx_before, lesion_before = told[first][image]
-            if dx != dx_before or (lesion and lesion_before and lesion != lesion_before):
+            if dx != dx_before or lesion not in ("", lesion_before):
                 raise InputError(
                     f"{folder}: {listed} tell different things, of '{printable(image)}' for one\n"
                     "Leave only the one to use."

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from mlops_project.data.archives import DAMAGED, IMAGE_ENDINGS, is_junk, is_zip
+from mlops_project.data.archives import DAMAGED, IMAGE_ENDINGS, is_junk, is_zip, plain
 from mlops_project.errors import InputError
 from mlops_project.printable import printable
 
@@ -153,7 +153,7 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
 
 
 def diagnoses_of(path: Path) -> dict[str, tuple[str, str]] | None:
-    """Diagnosis and lesion, "" if unknown, of each image that a table names, all in small letters.
+    """Diagnosis and lesion, "" if unknown, of each image that a table names, all `plain`.
 
     None if it is no table of diagnoses. A table of predictions is none.
     """
@@ -166,7 +166,7 @@ def diagnoses_of(path: Path) -> dict[str, tuple[str, str]] | None:
         return None
     rows = _read_metadata(path, unlabelled=True)
     lesions = rows["lesion_id"].mask(rows["lesion_id"] == rows["image_id"], "")
-    names = rows["image_id"].str.lower()
+    names = rows["image_id"].map(plain)
     return dict(zip(names, zip(rows["dx"], lesions.str.lower(), strict=True), strict=True))
 
 
@@ -245,7 +245,7 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
 
 def without_doubles(table: pd.DataFrame) -> pd.DataFrame:
     table = table.drop_duplicates()
-    doubled = table["image_id"].str.lower().duplicated(keep=False)
+    doubled = table["image_id"].map(plain).duplicated(keep=False)
     if doubled.any():
         names = sorted(set(table.loc[doubled, "image_id"]))
         raise InputError(

@@ -232,7 +232,7 @@ def reopen(images: Images, models: Sequence[TrainedModel]) -> Images:
 
 
 def _own_folder(models: Sequence[TrainedModel]) -> str:
-    folders = {model.config.data.data_dir for model in models}
+    folders = {str(Path(model.config.data.data_dir)) for model in models}
     absent = [folder for folder in sorted(folders) if not Path(folder).is_dir()]
     if absent:
         raise InputError(
@@ -299,12 +299,13 @@ def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
 
 
 def told_lesions(table: pd.DataFrame) -> pd.Series:
-    """The lesion ids of images; None for an image whose own id stands in for one.
+    """The lesion ids of images; None for one whose own id, and of no other image, stands in.
 
     Such an id says nothing of what a table elsewhere calls by it.
     """
     lesions = table["lesion_id"].astype(object)
-    return lesions.mask(lesions == table["image_id"], None)
+    alone = ~lesions.duplicated(keep=False)
+    return lesions.mask((lesions == table["image_id"]) & alone, None)
 
 
 def split_of_all(parts: np.ndarray) -> np.ndarray:

@@ -131,7 +131,10 @@ def add_to_summary(row: dict[str, Any], path: Path = SUMMARY) -> None:
         rows: list[dict[str, Any]] = []
         if path.exists():
             # A spreadsheet may have saved it since, in its own way.
-            with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-                rows = [dict(r) for r in csv.DictReader(file) if r.get("run") != row["run"]]
+            text = path.read_text(encoding="utf-8-sig", errors="replace")
+            header = text.split("\n", 1)[0]
+            separator = max(",;\t", key=header.count)
+            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+            rows = [dict(r) for r in reader if r.get("run") != row["run"]]
         with atomic_write(path) as file:
             file.write(table_text([*rows, row]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import subprocess
@@ -39,7 +40,8 @@ def _run(words: list[str]) -> int:
 def _check(config: Config) -> None:
     """Raises InputError for what a run would refuse before it begins to train."""
     monitor_mode(config.training.monitor_metric)
-    if config.data.name != "demo" and not config.training.resume_from_checkpoint:
+    resumes = config.training.resume_from_checkpoint  # its run has what it began with
+    if config.data.name != "demo" and not resumes:
         require_folder(Path(config.data.data_dir))
     if config.training.optimizer.lower() not in ("adam", "adamw"):
         from mlops_project.training.optimizers import check_optimizer
@@ -47,22 +49,27 @@ def _check(config: Config) -> None:
         check_optimizer(config.training.optimizer)
     for name in ("pretrained_path", "init_from"):
         path = getattr(config.model, name)
-        if path and not Path(path).is_file():
+        if path and not resumes and not Path(path).is_file():
             raise InputError(f"model.{name}={path}: no such file")
 
 
 def _finished(config: Config) -> Path | None:
     """The newest finished run with these settings."""
     wanted = settings.shaping(config)
+    # What else is "auto" changes the numbers by rounding only.
+    chosen = {"training.precision", "training.channels_last", "training.compile"}
     for folder in reversed(folders.run_folders(config.model.name)):
         if not (folder / folders.RESULTS).is_file():
             continue
         try:
             text = (folder / "config.yaml").read_text(encoding="utf-8")
-            had = settings.shaping(settings.from_container(yaml.safe_load(text)))
-        except (OSError, ValueError, yaml.YAMLError, ProjectError, AttributeError):
+            auto = json.loads((folder / folders.RESULTS).read_text(encoding="utf-8"))["auto"]
+            before = settings.from_container(yaml.safe_load(text))
+            had = settings.shaping(before, auto.split())
+        except (OSError, ValueError, KeyError, yaml.YAMLError, ProjectError, AttributeError):
             continue
-        if all(value in ("auto", had[name]) for name, value in wanted.items()):
+        given = {n: v for n, v in wanted.items() if n not in chosen or v != "auto"}
+        if all(had[name] == value for name, value in given.items()):
             return folder
     return None
 

@@ -72,11 +72,17 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
             and _compiles(device)
         )
         chosen.append("compiled" if options.compile else "not compiled")
-    elif options.compile and not _compiles(device):
+    elif (
+        options.compile
+        and placement() in (None, (1, 1))
+        and (options.devices == "1" or (options.devices == "auto" and _one_device(device)))
+        and not _compiles(device)
+    ):
         raise InputError(
             "training.compile=true: torch.compile does not work here (the log says why)\n"
             "On a CPU it needs a C++ compiler (such as g++) and Python's headers; "
-            "training.compile=auto does without where it cannot."
+            "training.compile=false does without (with training.allow_changes=true where a run "
+            "goes on)."
         )
     if chosen:
         log.info("fastest here: %s", ", ".join(chosen))

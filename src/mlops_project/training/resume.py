@@ -269,7 +269,7 @@ def _may_match(config: Config, folder: Path) -> bool:
 def _differ(config: Config, container: dict[str, Any]) -> bool:
     """Whether `auto` takes them for the settings of another run; other images are another run's."""
     before = settings.from_container(container)
-    return before.data.data_dir != config.data.data_dir or bool(
+    return Path(before.data.data_dir) != Path(config.data.data_dir) or bool(
         differences(config, None, container)
     )
 

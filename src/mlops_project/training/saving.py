@@ -18,6 +18,7 @@ from mlops_project.errors import Interrupted, ProjectError, interrupted_by
 from mlops_project.files import link_or_copy
 from mlops_project.metrics import monitor_mode
 from mlops_project.training.checkpoints import LAST
+from mlops_project.training.folders import run_folder_of
 from mlops_project.training.logs import positions
 from mlops_project.training.nonfinite import NonFinite, weights_are_finite
 from mlops_project.training.processes import Agreement
@@ -95,6 +96,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._agreement.start(trainer, self.options.process_timeout)
+        # Each host may have other files beside a checkpoint that it was given.
+        self.best = trainer.strategy.broadcast(self.best)
         self._saved_step = trainer.global_step
         # Only now: Lightning has just put its own handlers there.
         self.interruption.defer()
@@ -228,12 +231,13 @@ class Checkpoints(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        beside = Path(self.resumed).parent if self.resumed else self.directory
+        elsewhere = self.resumed is not None and run_folder_of(self.resumed) is None
+        beside = Path(str(self.resumed)).parent if elsewhere else self.directory
         best = state_dict["best"]
         # One that is gone has been pushed out by an epoch that this run is about to repeat.
         self.best = {name: value for name, value in best.items() if (beside / name).is_file()}
         self.seconds = state_dict["seconds"]
-        if self.folder is None or beside.absolute() == self.directory.absolute():
+        if self.folder is None or not elsewhere:
             return
         for name in self.best:  # a new run from another one's checkpoint
             link_or_copy(beside / name, self.directory / name)
