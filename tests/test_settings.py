@@ -409,7 +409,9 @@ def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(
     argument: str, group: str, value: str
 ) -> None:
     leaf = argument.partition("=")[0].rpartition(".")[2]
-    assert getattr(getattr(settings.load([argument]), group), leaf) == str(Path.home() / value)
+    assert getattr(getattr(settings.load(["model=resnet", argument]), group), leaf) == str(
+        Path.home() / value
+    )
 
 
 def test_a_run_of_a_sweep_tells_weights_and_biases_unless_it_is_not_to(
