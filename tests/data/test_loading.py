@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mlops_project.data import HAM10000DataModule
-from mlops_project.data.loading import Loader, choose_workers
+from mlops_project.data.loading import Loader, choose_workers, trial_batches
 from mlops_project.data.sampling import EvaluationBatches
 from mlops_project.errors import ProjectError
 
@@ -152,3 +152,8 @@ def test_the_loader_counts_the_time_that_one_waits_for_it(make_folder: MakeFolde
     assert once > 0
     list(loader)
     assert loader.waited > once
+
+
+def test_a_batch_larger_than_the_data_is_not_tried_out_at_its_full_size() -> None:
+    tried = list(trial_batches(np.arange(3), batch_size=1_000_000, most=2))
+    assert {len(rows) for _, rows in tried} == {3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import pytest
@@ -341,3 +342,9 @@ def test_a_continued_run_takes_the_rate_and_epochs_of_its_own_settings() -> None
 
     uninterrupted = rates_of(schedule("cosine", rates=(RATE / 2,), max_epochs=8), 40)
     assert rates_of(longer, 30) == pytest.approx(uninterrupted[10:], abs=1e-9)
+
+
+@pytest.mark.skipif(find_spec("opt_einsum") is not None, reason="the package is there")
+def test_an_optimizer_that_would_take_minutes_for_lack_of_a_package_says_which() -> None:
+    with pytest.raises(InputError, match="uv add opt_einsum"):
+        check_optimizer("kron")

@@ -560,9 +560,13 @@ def test_an_offline_run_of_weights_and_biases_holds_what_was_asked_for(
     assert {"model", "code"} <= artifacts
 
 
-def test_a_name_that_weights_and_biases_refuses_is_told(run_here: Train) -> None:
-    with pytest.raises(InputError, match=r"refuses the run: .*project name.*\n.*wandb\.enabled"):
-        run_here("wandb.enabled=true", "wandb.project=skin/lesion")
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [("wandb.project=skin/lesion", "project name"), (f"wandb.tags=[{'t' * 65}]", "tag")],
+)
+def test_what_weights_and_biases_refuses_is_told(setting: str, told: str, run_here: Train) -> None:
+    with pytest.raises(InputError, match=rf"refuses the run: .*{told}.*\n.*wandb\.enabled"):
+        run_here("wandb.enabled=true", setting)
 
 
 def read_records(path: Path) -> Any:

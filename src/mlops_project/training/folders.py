@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock
 
 from mlops_project.errors import InputError
@@ -53,6 +54,15 @@ def run_folders(model: str, root: Path = MODELS) -> list[Path]:
         if path.is_dir() and path.name.removeprefix("version_").isdecimal()
     ]
     return sorted(found, key=lambda path: int(path.name.removeprefix("version_")))
+
+
+def settings_of(folder: Path) -> dict[str, Any] | None:
+    """The settings of a run, as its folder has them; None where they cannot be read."""
+    try:
+        container = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return container if isinstance(container, dict) else None
 
 
 def hold(folder: Path) -> None:

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config
 from mlops_project.data.folder import require_folder
@@ -43,7 +41,7 @@ def _check(config: Config) -> None:
     resumes = config.training.resume_from_checkpoint  # its run has what it began with
     if config.data.name != "demo" and not resumes:
         require_folder(Path(config.data.data_dir))
-    if config.training.optimizer.lower() not in ("adam", "adamw"):
+    if config.training.optimizer.lower() not in ("adam", "adamw"):  # spares importing torch
         from mlops_project.training.optimizers import check_optimizer
 
         check_optimizer(config.training.optimizer)
@@ -62,11 +60,10 @@ def _finished(config: Config) -> Path | None:
         if not (folder / folders.RESULTS).is_file():
             continue
         try:
-            text = (folder / "config.yaml").read_text(encoding="utf-8")
             auto = json.loads((folder / folders.RESULTS).read_text(encoding="utf-8"))["auto"]
-            before = settings.from_container(yaml.safe_load(text))
+            before = settings.from_container(folders.settings_of(folder))
             had = settings.shaping(before, auto.split())
-        except (OSError, ValueError, KeyError, yaml.YAMLError, ProjectError, AttributeError):
+        except (OSError, ValueError, KeyError, AttributeError, ProjectError):
             continue
         given = {n: v for n, v in wanted.items() if n not in chosen or v != "auto"}
         if all(had[name] == value for name, value in given.items()):

@@ -23,8 +23,6 @@ log = logging.getLogger("mlops_project")
 # Compiling a network takes minutes; it has to be made up for. In images of 224 × 224 pixels that a
 # run trains on: on a CPU measured (docs/speed.md), on a GPU estimated.
 WORTH_COMPILING = {"cpu": 50_000, "cuda": 2_000_000}
-
-
 # Of a training that is to go on until something else ends it, these are enough to know.
 COUNTED_EPOCHS = 10_000
 
@@ -67,17 +65,11 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
             # On a CPU the library's convolutions are as fast as they get; what is between those of
             # a depthwise network is not.
             and (device == "cuda" or depthwise)
-            and (options.devices == "1" or (options.devices == "auto" and _one_device(device)))
-            and placement() in (None, (1, 1))  # with several processes it has not been tried
+            and _alone(options, device)  # with several processes it has not been tried
             and _compiles(device)
         )
         chosen.append("compiled" if options.compile else "not compiled")
-    elif (
-        options.compile
-        and placement() in (None, (1, 1))
-        and (options.devices == "1" or (options.devices == "auto" and _one_device(device)))
-        and not _compiles(device)
-    ):
+    elif options.compile and _alone(options, device) and not _compiles(device):
         raise InputError(
             "training.compile=true: torch.compile does not work here (the log says why)\n"
             "On a CPU it needs a C++ compiler (such as g++) and Python's headers; "
@@ -88,8 +80,11 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
         log.info("fastest here: %s", ", ".join(chosen))
 
 
-def _one_device(device: str) -> bool:
-    return device != "cuda" or torch.cuda.device_count() == 1
+def _alone(options: TrainingConfig, device: str) -> bool:
+    """Whether one process trains, on one device."""
+    one = device != "cuda" or torch.cuda.device_count() == 1
+    devices = options.devices == "1" or (options.devices == "auto" and one)
+    return devices and placement() in (None, (1, 1))
 
 
 def _computes_bfloat16(device: str, depthwise: bool) -> bool:

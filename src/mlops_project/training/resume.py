@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -209,7 +208,7 @@ def _automatic(config: Config) -> str | None:
     reasons = []
     found_folders = reversed(folders.run_folders(config.model.name))
     # A run of as many epochs comes before one to lengthen, which may be another search's.
-    for folder in sorted(found_folders, key=lambda f: _epochs_of(f) != config.training.max_epochs):
+    for folder in sorted(found_folders, key=lambda f: not _is_as_long(config, f)):
         try:
             found, reason = _last_of(folder, config)
         except (ProjectError, OSError) as error:
@@ -248,21 +247,17 @@ def _last_of(folder: Path, config: Config) -> tuple[Path | None, str]:
     return path, ""
 
 
-def _epochs_of(folder: Path) -> int | None:
-    """training.max_epochs of a run; None where that cannot be read."""
-    try:
-        container = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return int(container["training"]["max_epochs"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        return None
+def _is_as_long(config: Config, folder: Path) -> bool:
+    container = folders.settings_of(folder) or {}
+    return (container.get("training") or {}).get("max_epochs") == config.training.max_epochs
 
 
 def _may_match(config: Config, folder: Path) -> bool:
     """False where the folder's settings say so already, which spares reading its checkpoints."""
+    container = folders.settings_of(folder)
     try:
-        container = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return not _differ(config, container)
-    except (OSError, ValueError, yaml.YAMLError, ProjectError, AttributeError):
+        return container is None or not _differ(config, container)
+    except (ProjectError, AttributeError):
         return True
 
 
