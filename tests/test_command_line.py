@@ -232,3 +232,9 @@ def test_any_other_exception_that_python_drops_is_told(tmp_path: Path) -> None:
     done = run_body(body, tmp_path)
     assert done.returncode == 0
     assert "ValueError: lost" in done.stderr
+
+
+def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(run: Run) -> None:
+    ended = run("evaluate.py", "--checkpoint=~/gone.ckpt")
+    assert ended.returncode == 2
+    assert f"{Path.home() / 'gone.ckpt'}: no such checkpoint" in ended.stdout + ended.stderr

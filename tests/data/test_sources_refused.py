@@ -306,3 +306,20 @@ def test_a_damaged_member_of_an_archive_spoils_no_other(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged archive member"):
         read_bytes(str(archive), "ISIC_9.jpg")
     assert read_bytes(str(archive), "ISIC_3.jpg") == b"the pixels of ISIC_3"
+
+
+def test_the_lesions_of_isic_2019_are_those_of_its_metadata(tmp_path: Path) -> None:
+    truth = "image,MEL,NV\nISIC_1,1.0,0.0\nISIC_2,1.0,0.0\n"
+    _files(tmp_path / "ISIC_2019_Training_Input", IMAGES[:2])
+    (tmp_path / "ISIC_2019_Training_GroundTruth.csv").write_text(truth)
+    (tmp_path / "ISIC_2019_Training_Metadata.csv").write_text(
+        "image,age_approx,lesion_id\nISIC_1,55.0,BCN_1\nISIC_2,55.0,BCN_1\n"
+    )
+    assert read_source(tmp_path).table["lesion_id"].tolist() == ["BCN_1", "BCN_1"]
+
+
+def test_the_predictions_of_an_evaluation_are_no_table_of_images(tmp_path: Path) -> None:
+    _files(tmp_path)
+    (tmp_path / "predictions.csv").write_text("image_id,lesion_id,y_true,y_pred\nISIC_1,L,,nv\n")
+    source = read_source(tmp_path, unlabelled=True)
+    assert (source.layout, source.table["image_id"].tolist()) == ("images", list(IMAGES))
