@@ -269,7 +269,7 @@ def test_blank_arguments_and_leading_hyphens_change_nothing() -> None:
         ("wandb.tags=[exp#1,lr=3]", ["exp#1", "lr=3"]),
         ("training.unfreeze_schedule=[3,6]", [3, 6]),
         ("training.unfreeze_schedule=3,6", [3, 6]),
-        ("training.devices=2", "2"),
+        ("training.devices=2", 2),
         ("wandb.name='a, b'", "a, b"),
         ('wandb.name="a, b"', "a, b"),
         ("training.precision=16", "16"),

@@ -279,7 +279,11 @@ class TrainingConfig:
         choices=("none", "cosine", "reduce_on_plateau", "step", "onecycle", "polynomial"),
     )
     warmup_epochs: float = key(
-        0.0, "epochs over which the learning rate rises linearly", unit="epochs", minimum=0
+        0.0,
+        "epochs over which the learning rate rises linearly",
+        unit="epochs",
+        minimum=0,
+        maximum=1_000_000,
     )
     min_learning_rate: float = key(0.0, "floor of the learning rate's schedule", minimum=0)
     lr_patience: int = key(
@@ -408,7 +412,7 @@ class TrainingConfig:
 
     # Device
     accelerator: str = key("auto", "device to train on", choices=("auto", "cpu", "gpu", "mps"))
-    devices: str = key("auto", "how many devices, or auto")
+    devices: Union[int, str] = key("auto", "how many devices", minimum=1, words=("auto",))
     strategy: str = key(
         "auto", "how several devices share the work", choices=("auto", "ddp", "fsdp")
     )
@@ -417,6 +421,7 @@ class TrainingConfig:
         "how long a process waits for the others before the job ends (several devices)",
         unit="seconds",
         minimum=5,
+        maximum=1_000_000,
         resume="free",
     )
     precision: str = key(

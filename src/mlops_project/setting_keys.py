@@ -122,7 +122,7 @@ def convert(key: Key, value: Any) -> Any:
         return "none"
     if facts["choices"]:
         near = difflib.get_close_matches(
-            shown(value)[:100], [shown(c) for c in facts["choices"]], 1, 0.5
+            shown(value)[:100], [shown(c) for c in facts["choices"]], 1, 0.6
         )
         hint = f"; did you mean {near[0]}?" if near else ""
         if len(facts["choices"]) == 1:

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from mlops_project.data.cache import ImageCache, open_cache
-from mlops_project.errors import ProjectError
+from mlops_project.errors import InputError, ProjectError
 
 SIDE = 32
 # A fork has torch already, which takes seconds to import.
@@ -143,6 +143,23 @@ def test_a_read_only_folder_is_replaced_by_the_users_cache_folder(
     assert path.parent == other
     assert (images == pixels).all()
     assert list(caches.iterdir()) == []
+
+
+def test_where_nothing_can_be_written_the_setting_is_named(
+    table: pd.DataFrame, caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    caches.mkdir()
+    caches.chmod(0o555)
+    reports = processes.Queue()
+    _start(_report_as_ordinary_user, table, caches, reports)
+    warning = reports.get()
+    if warning is None:
+        pytest.skip("no folder is read-only for this user on this system")
+    error = reports.get()
+    assert isinstance(error, InputError)
+    assert "data.cache=DIR names a folder" in str(error)
 
 
 def _report_with_little_space(table: pd.DataFrame, caches: Path, reports: Any) -> None:

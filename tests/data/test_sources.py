@@ -122,7 +122,8 @@ def _plain_without_folder_for_the_table(folder: Path) -> None:
 def _plain_with_endings(folder: Path) -> None:
     _write(folder / "metadata" / "metadata.csv", TABLE.replace(",mel", ".jpg,mel"))
     _images(folder / "images", IMAGES[:2], ".JPG")
-    _images(folder / "images", IMAGES[2:], ".png")
+    _images(folder / "images", IMAGES[2:3], ".png")
+    _images(folder / "images", IMAGES[3:], ".gif")
 
 
 def _plain_from_a_spreadsheet(folder: Path) -> None:

@@ -482,7 +482,9 @@ def test_the_progress_display_can_be_chosen(
 def test_a_device_that_is_not_here_is_refused_before_anything_is_written(run_here: Train) -> None:
     for option, words in (
         ("training.devices=none", "must be"),
-        ("training.devices=0", "a number from 1"),
+        ("training.devices=0", "at least 1, or auto"),
+        ("training.devices=²", "must be a whole number"),
+        ("training.devices=[0,1]", "must be a whole number"),
         ("training.accelerator=mps", "no Apple GPU"),
         ("training.max_time=8h", "days:hours:minutes:seconds"),
     ):

@@ -15,7 +15,7 @@ from pathlib import Path
 from mlops_project.errors import InputError
 from mlops_project.printable import printable
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_IMAGE_BYTES = 200 * 2**20
 # What a damaged archive makes `zipfile` raise: on opening it, or on reading a member.
 DAMAGED = (

@@ -149,7 +149,13 @@ def _writable(folder: Path, name: str) -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     other = Path(base) / "mlops_project"
     log.warning("%s %s: decoded images are kept in %s", folder, why, other)
-    other.mkdir(parents=True, exist_ok=True)
+    try:
+        other.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder} {why}, and {other} cannot be made ({error.strerror})\n"
+            "data.cache=DIR names a folder for the decoded images; data.cache=off does without."
+        ) from error
     return other
 
 

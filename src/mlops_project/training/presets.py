@@ -83,7 +83,7 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
 def _alone(options: TrainingConfig, device: str) -> bool:
     """Whether one process trains, on one device."""
     one = device != "cuda" or torch.cuda.device_count() == 1
-    devices = options.devices == "1" or (options.devices == "auto" and one)
+    devices = options.devices == 1 or (options.devices == "auto" and one)
     return devices and placement() in (None, (1, 1))
 
 

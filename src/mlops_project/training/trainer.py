@@ -129,7 +129,7 @@ def _check_accelerator(options: TrainingConfig) -> None:
 
 def _devices(options: TrainingConfig) -> int | str:
     placed = placement()
-    if placed and options.devices not in ("auto", str(placed[0])):
+    if placed and options.devices not in ("auto", placed[0]):
         raise InputError(
             f"training.devices={options.devices}: {placed[0]} processes were started on each host; "
             "leave training.devices out"
@@ -139,8 +139,6 @@ def _devices(options: TrainingConfig) -> int | str:
     if options.devices == "auto":
         # Several processes on one CPU only get in each other's way.
         return "auto" if torch.cuda.is_available() and options.accelerator != "cpu" else 1
-    if not options.devices.isdigit() or int(options.devices) < 1:
-        raise InputError(f"training.devices={options.devices}: must be a number from 1, or auto")
     count = int(options.devices)
     if options.accelerator in ("auto", "gpu") and 0 < torch.cuda.device_count() < count:
         raise InputError(
