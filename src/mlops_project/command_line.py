@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from mlops_project.errors import (
     interrupted_by,
     is_out_of_memory,
     raise_for_signal,
+    worker_failure,
 )
 from mlops_project.printable import printable
 from mlops_project.threads import wait_briefly
@@ -58,14 +60,18 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt as error:
         code = _fail(*interrupted_by(getattr(error, "number", 0)))
     except BrokenPipeError:
-        code = 0  # the reader of a pipe has gone, as `| head` does
+        if not _reader_has_gone():
+            _log_crash()
+            raise
+        code = 0
     except MemoryError:
         code = _fail(OUT_OF_MEMORY, EXIT_FAILED)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        message = OUT_OF_MEMORY if is_out_of_memory(error) else worker_failure(error)
+        if message is None:
             _log_crash()
             raise
-        code = _fail(OUT_OF_MEMORY, EXIT_FAILED)
+        code = _fail(message, EXIT_FAILED)
     except OSError as error:
         message = file_failure(error)
         if message is None:
@@ -85,9 +91,21 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
+def _reader_has_gone() -> bool:
+    """Whether nobody reads the pipe any more that this process writes to, as after `| head`."""
+    pipes = select.poll()
+    for number in (1, 2):
+        pipes.register(number, 0)
+    return any(event & select.POLLERR for _, event in pipes.poll(0))
+
+
 def _tell_unraisable(told: sys.UnraisableHookArgs) -> None:
-    """Python's own words about what a callback raised, but of a signal: `errors` remembers it."""
-    if not issubclass(told.exc_type, Signalled):
+    """Python's own words about what a callback raised.
+
+    But not of a signal, which `errors` remembers, nor at exit of a connection that has broken, as
+    that of Weights & Biases does if its process was ended.
+    """
+    if not issubclass(told.exc_type, (Signalled, ConnectionError)):
         sys.__unraisablehook__(told)
 
 

@@ -31,7 +31,33 @@ class InputError(ProjectError):
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a GPU's or the machine's memory was too small; PyTorch has no one class for both."""
-    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+    said = str(error)
+    return any(words in said for words in _TOO_LITTLE_MEMORY)
+
+
+def worker_failure(error: RuntimeError) -> str | None:
+    """What to tell where a process that prepares batches has died, or had no room to pass one on.
+
+    None where the error is another one. PyTorch raises it wherever the program happens to be.
+    """
+    reason = str(error).strip().partition("\n")[0]
+    if not ("DataLoader worker" in reason or "unable to write to file" in reason):
+        return None
+    return (
+        f"a process that prepares batches has failed ({reason.rstrip('. ')[:160]})\n"
+        "A smaller data.num_workers, or 0, needs less memory; in a container it also takes room in "
+        "/dev/shm (docker run --shm-size=8g)."
+    )
+
+
+# Of CUDA and Linux, of allocators on other systems and of C++, of cuDNN and cuBLAS
+_TOO_LITTLE_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+)
 
 
 # What asks a program to end. SLURM sends SIGUSR1 some time before it does, where it is told to
@@ -94,6 +120,7 @@ def interrupted_by(number: int) -> tuple[str, int]:
 
 
 _FILE_ADVICE = {
+    errno.ENOMEM: "the machine has too little memory: end other programs, or use fewer workers",
     errno.EFBIG: "the disk allows no larger files: choose another one",
     errno.ENOSPC: "the disk is full: make room, then go on",
     errno.EDQUOT: "your quota is used up: make room, then go on",

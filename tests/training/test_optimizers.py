@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -281,6 +282,29 @@ def test_onecycle_is_pytorch_s_whose_rise_starts_one_step_earlier() -> None:
     )
     ours = rates_of(schedule("onecycle", max_epochs=8), 40)
     assert ours == pytest.approx(theirs[1:13] + theirs[12:40], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schedule_goes_on_with_another_number_of_steps_an_epoch(name: str) -> None:
+    options: dict[str, Any] = {"max_epochs": 8, "warmup_epochs": 1, "lr_step_epochs": 3}
+    short, long = schedule(name, 5, **options), schedule(name, 20, **options)
+    rates_of(short, 4 * 5)
+    whole = rates_of(long, 8 * 20)
+
+    resumed = schedule(name, 20, **options)
+    resumed.load_state_dict(short.state_dict())
+    assert rates_of(resumed, 4 * 20) == pytest.approx(whole[4 * 20 :])
+
+
+def test_onecycle_rises_and_falls_within_the_time() -> None:
+    cycle = schedule("onecycle", max_epochs=100)
+    rates = []
+    for step, used in enumerate(np.linspace(0, 1, 20).tolist()):
+        cycle.time_used = lambda used=used: used
+        rates.append(cycle.multiplier(step))
+    assert max(rates) == pytest.approx(1, abs=0.05)
+    assert rates.index(max(rates)) in (5, 6)  # 30 % of the time
+    assert rates[-1] < 1e-4
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -149,6 +151,7 @@ def test_half_precision_weights_and_other_backends_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["baseline_cnn", "resnet", "efficientnet"])
 def test_recomputed_activations_give_the_same_gradients_from_less_memory(name: str) -> None:
+    from mlops_project.training.batch_norm import count_batches_once
     from mlops_project.training.module import recompute_activations
 
     config = settings.load([f"model={name}", "model.pretrained=false"])
@@ -171,9 +174,15 @@ def test_recomputed_activations_give_the_same_gradients_from_less_memory(name: s
         loss.backward()
         return [p.grad.clone() for p in network.parameters() if p.grad is not None], size
 
+    at_first = copy.deepcopy(network.state_dict())
     before, needed = step()
+    statistics = copy.deepcopy(network.state_dict())
+    network.load_state_dict(at_first)
     recompute_activations(network, config)
+    count_batches_once(network)
     after, less = step()
+    for key, value in network.state_dict().items():  # a batch seen twice counts once
+        torch.testing.assert_close(value, statistics[key], rtol=1e-5, atol=1e-6)
     assert all(
         torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(before, after, strict=True)
     )
@@ -209,6 +218,24 @@ def test_time_ends_a_training_and_the_schedule_with_it(run_here: Train) -> None:
     rates = log["learning_rate"].dropna()
     assert rates.iloc[0] == pytest.approx(1e-3, rel=0.05)
     assert rates.iloc[-1] < 1e-4
+
+
+def test_a_worker_that_dies_ends_the_run_with_advice(run_here: Train) -> None:
+    killed: list[Any] = []
+
+    def kill(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if not killed:
+            killed.extend(multiprocessing.active_children())
+            killed[0].kill()
+            killed[0].join()
+
+    handle = register_module_forward_pre_hook(kill)
+    try:
+        with pytest.raises(ProjectError, match=r"has failed \(DataLoader worker") as caught:
+            run_here("data.cache=off", "data.num_workers=1", "training.max_epochs=30")
+    finally:
+        handle.remove()
+    assert "A smaller data.num_workers" in str(caught.value)
 
 
 def test_a_plateau_reduces_the_rate(run_here: Train) -> None:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from mlops_project import settings
+from mlops_project import hydra_overrides, settings
 from mlops_project.errors import InputError, Interrupted
+from mlops_project.models.baseline_cnn import BaselineCNN
 from mlops_project.training.checkpoints import AtomicCheckpointIO, load_checkpoint
 from mlops_project.training.folders import new_run_folder
+from mlops_project.training.resume import open_resume
 from mlops_project.training.run import Result, train
 
 Train = Callable[..., Result]
@@ -340,6 +346,36 @@ def test_weights_and_biases_goes_on_with_the_same_run(
     assert len(set(runs)) == 1
 
 
+def test_a_run_goes_on_without_weights_and_biases_where_its_process_dies(
+    here: tuple[str, str], tmp_path: Path
+) -> None:
+    script = str(hydra_overrides.CONFIGS.parent / "src/mlops_project/train.py")
+    words = [*here, *BASE, "training.max_epochs=4", "wandb.enabled=true"]
+    process = subprocess.Popen(
+        [sys.executable, script, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "WANDB_MODE": "offline"},
+    )
+    assert process.stdout is not None
+    told = []
+    for line in process.stdout:
+        told.append(line)
+        if line.startswith("epoch 1/"):
+            (own,) = [
+                child
+                for child in psutil.Process(process.pid).children(recursive=True)
+                if "wandb-core" in child.name()
+            ]
+            own.kill()
+    text = "".join(told)
+    assert process.wait() == 0, text
+    assert text.count("Weights & Biases has ended") == 1
+    assert "Traceback" not in text
+    assert (RUN / "results.json").is_file()
+
+
 def test_a_run_that_was_done_can_be_tested_from_a_copied_checkpoint(
     train_here: Train, tmp_path: Path
 ) -> None:
@@ -375,6 +411,38 @@ def test_the_number_of_batches_cannot_change_within_an_epoch(
     resume = f"training.resume_from_checkpoint={LAST}"
     with pytest.raises(InputError, match="made within an epoch"):
         train_here(resume, "data.batch_size=8", "training.allow_changes=true", plain=True)
+    open_resume(str(LAST)).check_processes(1)
+    with pytest.raises(InputError, match="an epoch that 1 processes share, and not 2"):
+        open_resume(str(LAST)).check_processes(2)
+
+
+def test_the_last_validation_is_made_up_for_where_it_was_interrupted(
+    train_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    passes = []
+
+    def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, BaselineCNN):
+            passes.append(module.training)
+            if len(passes) == 3:
+                time.sleep(1.1)  # a slow step, with which the time is over
+            if not module.training:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    handle = register_module_forward_pre_hook(watch)
+    try:
+        with pytest.raises(Interrupted, match="epoch 1, step 3 is saved"):
+            train_here("training.max_time=00:00:00:01", "training.max_epochs=50")
+    finally:
+        handle.remove()
+    assert passes == [True, True, True, False]
+    train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
+    assert "stopped by training.max_time=00:00:00:01 after epoch 1 of 50" in capfd.readouterr().out
+    assert "val_loss" in pd.read_csv(RUN / "metrics.csv").dropna()
+    assert epochs_of() == [0]
+    # With no time left, no other epoch begins.
+    train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
+    assert epochs_of() == [0]
 
 
 def test_a_file_that_lacks_what_a_resume_needs_is_refused(train_here: Train) -> None:

@@ -22,7 +22,7 @@ from mlops_project.data.cache import ImageCache
 from mlops_project.data.crops import cut, places
 from mlops_project.data.decode import decode
 from mlops_project.data.sampling import EvaluationBatches, Request
-from mlops_project.errors import ENDING_SIGNALS, ProjectError
+from mlops_project.errors import ENDING_SIGNALS, ProjectError, worker_failure
 
 log = logging.getLogger("mlops_project")
 
@@ -185,7 +185,14 @@ def choose_workers(make: Callable[[int], Loader], most: int) -> int:
     tried = {0: _seconds_an_image(make(0))}
     count = 1
     while tried[0] > WORTH_A_WORKER and count <= most:
-        tried[count] = _seconds_an_image(make(count))
+        try:
+            tried[count] = _seconds_an_image(make(count))
+        except RuntimeError as error:
+            failure = worker_failure(error)
+            if failure is None:
+                raise
+            log.warning("data.num_workers=%d: %s", count, failure.splitlines()[0])
+            break
         count = min(2 * count, most) if count < most else most + 1
     chosen = min(n for n, seconds in tried.items() if seconds <= 1.1 * min(tried.values()))
     if len(tried) > 1:

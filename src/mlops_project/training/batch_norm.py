@@ -1,4 +1,7 @@
-"""Batch normalisation over the batches of all processes, as one process with all of them has it."""
+"""Batch normalisation where a plain one goes wrong: several processes, and activations recomputed.
+
+Over the batches of all processes it is as one process with all of them has it.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,26 @@ class SyncedBatchNorm(LayerSync):
         return model
 
 
+def count_batches_once(network: nn.Module) -> None:
+    """Leaves the running statistics alone where a backward pass computes activations again."""
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats:
+            layer.register_forward_pre_hook(_hold_statistics)
+            # PyTorch leaves a pass early, by an exception, once it has what it needs.
+            layer.register_forward_hook(_release_statistics, always_call=True)
+
+
+def _hold_statistics(layer: Any, _inputs: Any) -> None:
+    if layer.training and torch._C._current_graph_task_id() != -1:  # within a backward pass
+        layer.held_momentum, layer.momentum = layer.momentum, 0.0
+
+
+def _release_statistics(layer: Any, _inputs: Any, _result: Any) -> None:
+    if "held_momentum" in vars(layer):
+        layer.momentum = vars(layer).pop("held_momentum")
+        layer.num_batches_tracked.sub_(1)
+
+
 class _Sum(torch.autograd.Function):
     """The sum of a tensor over all processes; so is that of its gradients."""
 
@@ -79,7 +102,9 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
     if layer.track_running_stats:
         with torch.no_grad():
             layer.num_batches_tracked.add_(1)
-            momentum = layer.momentum or 1.0 / float(layer.num_batches_tracked)
+            momentum = layer.momentum
+            if momentum is None:
+                momentum = 1.0 / float(layer.num_batches_tracked)
             unbiased = variance * count / max(1.0, count - 1)
             layer.running_mean.lerp_(mean, momentum)
             layer.running_var.lerp_(unbiased, momentum)

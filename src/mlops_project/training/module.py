@@ -19,6 +19,7 @@ from mlops_project.data.randomness import seed_for
 from mlops_project.data.sampling import POWERS
 from mlops_project.errors import InputError
 from mlops_project.models.build import BuiltModel, stages
+from mlops_project.training.batch_norm import count_batches_once
 from mlops_project.training.checkpoints import ENTRY, metadata
 from mlops_project.training.features import Features
 from mlops_project.training.losses import (
@@ -87,8 +88,15 @@ class LesionClassifier(pl.LightningModule):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network(images)
 
+    def on_fit_start(self) -> None:
+        if self.config.training.enable_checkpointing and self.compiled is None:
+            count_batches_once(self.network)
+
     def on_train_start(self) -> None:
         self._look_at_the_clock()  # a run that goes on within an epoch does not start it again
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, Schedule):
+                config.scheduler.refresh()  # by the clock
 
     def on_train_epoch_start(self) -> None:
         self._look_at_the_clock()
@@ -248,8 +256,6 @@ def build_module(
         power = POWERS[config.data.sampler]
         offsets = log_frequencies(labels, config.model.num_classes, power)
         offsets *= options.logit_adjustment
-    if options.enable_checkpointing:
-        recompute_activations(built.network, config)
     if options.channels_last is True:
         built.network.to(memory_format=torch.channels_last)
     module = LesionClassifier(

@@ -125,7 +125,8 @@ class Schedule(LRScheduler):
     - reduce_on_plateau: max(m, lr_factor^k), k counting the times that the monitored metric went
       more than lr_patience epochs without improving (by a relative 1e-4, as in PyTorch);
     - onecycle: a cosine rise from 1/25 to 1 over the warm-up, 30 % of the steps where
-      `warmup_epochs` is 0, then a cosine fall to 4e-6 or, where it is larger, m.
+      `warmup_epochs` is 0, then a cosine fall to 4e-6 or, where it is larger, m; where the time
+      is ahead of the steps, t follows it, so that a rise ends in time.
 
     Args:
         optimizer: its groups hold their full rates.
@@ -163,13 +164,13 @@ class Schedule(LRScheduler):
 
     def multiplier(self, t: int) -> float:
         """f(t) of the class's formula."""
+        used = self.time_used() if self.time_used else 0.0
+        if self.name == "onecycle":
+            return self._one_cycle(max(t, used * self.total))
         if t < self.warmup:
-            rise = (t + 1) / self.warmup
-            if self.name == "onecycle":
-                return ONECYCLE_START + (1 - ONECYCLE_START) * (1 - math.cos(math.pi * rise)) / 2
-            return rise
+            return (t + 1) / self.warmup
         p = (t - self.warmup) / max(1, self.total - self.warmup)
-        p = min(1.0, max(p, self.time_used() if self.time_used else 0.0))
+        p = min(1.0, max(p, used))
         m = self.floor
         if self.name == "cosine":
             return m + (1 - m) * (1 + math.cos(math.pi * p)) / 2
@@ -179,10 +180,15 @@ class Schedule(LRScheduler):
             return max(m, self.factor ** (t // self.steps_per_epoch // self.step_epochs))
         if self.name == "reduce_on_plateau":
             return max(m, self.factor**self.reductions)
-        if self.name == "onecycle":
-            end = max(m, ONECYCLE_END)
-            return end + (1 - end) * (1 + math.cos(math.pi * p)) / 2
         return 1.0
+
+    def _one_cycle(self, t: float) -> float:
+        if t < self.warmup:
+            rise = min(1.0, (t + 1) / self.warmup)
+            return ONECYCLE_START + (1 - ONECYCLE_START) * (1 - math.cos(math.pi * rise)) / 2
+        p = min(1.0, (t - self.warmup) / max(1, self.total - self.warmup))
+        end = max(self.floor, ONECYCLE_END)
+        return end + (1 - end) * (1 + math.cos(math.pi * p)) / 2
 
     def observe(self, value: float, mode: str) -> None:
         """Takes note of the monitored metric at the end of an epoch (for reduce_on_plateau).
@@ -200,17 +206,28 @@ class Schedule(LRScheduler):
         self.bad_epochs += 1
         if self.bad_epochs > self.patience:
             self.reductions, self.bad_epochs = self.reductions + 1, 0
-            for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-                group["lr"] = rate
+            self.refresh()
 
     def state_dict(self) -> dict[str, Any]:
         """Only what changes in a run: a resumed run may have been given more epochs."""
         names = ("last_epoch", "_step_count", "reductions", "bad_epochs", "best")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "steps_per_epoch")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues from `state_dict`, with the rates of this run's settings."""
-        self.__dict__.update(state_dict)
+        """Continues from `state_dict`, with the rates of this run's settings.
+
+        Where an epoch has another number of steps now, t goes on from as many of these as make
+        the epochs done.
+        """
+        before = state_dict.get("steps_per_epoch", self.steps_per_epoch)  # earlier ones lack it
+        now = self.steps_per_epoch
+        self.__dict__.update(state_dict | {"steps_per_epoch": now})
+        if before != now:
+            self.last_epoch = round(self.last_epoch / before * now)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Sets the rates of the present step anew, where what they depend on has changed."""
         self._last_lr = self.get_lr()
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate

@@ -26,10 +26,13 @@ from mlops_project.training.processes import tell
 log = logging.getLogger("mlops_project")
 
 POSITION = "HAM10000DataModule"  # where a checkpoint keeps the place in the order of the batches
-# What decides how many batches an epoch has, and how many steps they make
+# What decides which batches an epoch has, in which order, and how many steps they make
 BATCHES = {
+    "seed",
     "data.batch_size",
+    "data.sampler",
     "data.subsample_percentage",
+    "data.stratified_sampling",
     "data.val_fraction",
     "data.folds",
     "data.fold",
@@ -90,6 +93,16 @@ class Resume:
         kept = self.facts.get("auto", [])
         return {name for name in kept if name in now and now[name] == before[name]}
 
+    def check_processes(self, count: int) -> None:
+        """Raises InputError for another number of processes than those that share its epoch."""
+        keeper = self.checkpoint["callbacks"]["Checkpoints"]
+        before = keeper.get("processes", count)  # earlier ones lack it
+        if self.within_epoch and before != count:
+            raise InputError(
+                f"{self.path}: made within an epoch that {before} processes share, and not {count}"
+                "\nA checkpoint of the end of an epoch (epoch=….ckpt) can go on with any number."
+            )
+
     def check_network(self, network: nn.Module) -> None:
         """Raises InputError if the weights are those of another network."""
         theirs, ours = self.shapes, {n: w.shape for n, w in network.state_dict().items()}
@@ -116,6 +129,11 @@ class Resume:
             changed = f"{self.path}: diagnoses of {config.data.data_dir} have changed since"
         else:
             return
+        if self.within_epoch and data.split_hash() != self.facts["split_hash"]:
+            raise InputError(
+                f"{changed}, and it was made within an epoch of them\nA checkpoint of the end of "
+                "an epoch (epoch=….ckpt) can go on, with training.allow_changes=true."
+            )
         if not config.training.allow_changes:
             raise InputError(
                 f"{changed}\ntraining.allow_changes=true goes on all the same: {leak}."

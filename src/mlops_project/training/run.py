@@ -29,6 +29,7 @@ from mlops_project.errors import (
     interrupted_by,
     is_out_of_memory,
     signal_arrived,
+    worker_failure,
 )
 from mlops_project.metrics import monitor_mode
 from mlops_project.models.build import build_model, try_size
@@ -41,7 +42,7 @@ from mlops_project.training import (
     weights_and_biases,
 )
 from mlops_project.training.allocator import keep_freed_memory
-from mlops_project.training.module import build_module, sides_in
+from mlops_project.training.module import build_module, recompute_activations, sides_in
 from mlops_project.training.nonfinite import NonFinite
 from mlops_project.training.optimizers import check_optimizer
 from mlops_project.training.presets import choose_presets, device_type
@@ -108,7 +109,9 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     auto |= resume.auto(config) if resume else set()
     monitor_mode(config.training.monitor_metric)
     check_optimizer(config.training.optimizer)
-    check_machine(config.training)
+    processes_here = check_machine(config.training)
+    if resume:
+        resume.check_processes(processes_here)
     data = open_data(config)
     data.read()
     log_path = folders.new_log_file() if first else None
@@ -120,6 +123,8 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     built = build_model(config.model, data.image_size, load_weights=resume is None)
     for side in sides_in(config)[:-1]:
         try_size(built.network, config.model, side, "data.start_size")
+    if config.training.enable_checkpointing:
+        recompute_activations(built.network, config)
     if resume:
         resume.check_network(built.network)
         built.weights = resume.facts["weights"]
@@ -180,6 +185,9 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
             early = trainer.early_stopping_callback
             if isinstance(early, EarlyStopping) and early.stopping_reason_message:
                 log.info("stopped early: %s", early.stopping_reason_message)
+            if keeper.time_is_over and len(history.rows) < options.max_epochs:
+                told = options.max_time, len(history.rows), options.max_epochs
+                log.info("stopped by training.max_time=%s after epoch %d of %d", *told)
             best, epoch, weights = _best(keeper)
             module.load_state_dict(weights)
             if len(data.rows_of("test")):
@@ -187,8 +195,6 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
 
     test = {n: v for n, v in metrics.latest.items() if n.startswith("test_")}
     result = Result(folder, best, history.row(epoch), test)
-    if wandb_logger is not None:
-        weights_and_biases.finish(wandb_logger, config, result.checkpoint, test)
     if folder is not None:
         title = f"{config.model.name}: {folder}" + (" (synthetic data)" if data.synthetic else "")
         draw_curves(history.rows, folder / "curves.png", title)
@@ -202,6 +208,9 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
             folders.add_to_summary(row)
         except (OSError, csv.Error) as error:
             log.warning("%s: this run's row could not be added (%s)", folders.SUMMARY, error)
+    if wandb_logger is not None:
+        weights_and_biases.finish(wandb_logger, config, result.checkpoint, test)
+    if folder is not None:
         summary.report(config, built, data, result, speed.summary(), log_path)
     return result
 
@@ -236,7 +245,7 @@ def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Itera
             raise
         raise Interrupted(f"{error}{go_on(keeper)}", error.exit_code) from None
     except RuntimeError as error:
-        other = processes.failure_of_another(error)
+        other = processes.failure_of_another(error) or worker_failure(error)
         if other is not None:
             raise ProjectError(other + go_on(keeper)) from error
         if is_out_of_memory(error):
@@ -247,6 +256,8 @@ def _failures(trainer: pl.Trainer, keeper: Checkpoints, config: Config) -> Itera
         if isinstance(error, FileNotFoundError):
             place = error.filename or keeper.folder
             message = f"{place}: it has vanished: was its folder moved or deleted meanwhile?"
+        if message is None and isinstance(error, ConnectionError) and config.wandb.enabled:
+            message = f"Weights & Biases has ended ({error})"  # which watches the gradients
         if message is None:
             raise
         raise ProjectError(message + go_on(keeper)) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer, WeightAveraging
 
 from mlops_project.config import TrainingConfig
 from mlops_project.errors import Interrupted, ProjectError, interrupted_by
@@ -51,6 +51,8 @@ class Checkpoints(Checkpoint):
         directory: of the checkpoints.
         best: value of the monitored metric for each of the best checkpoints' file names.
         seconds: that the run has taken up to its latest checkpoint, over all interruptions.
+        processes: that train together.
+        time_is_over: whether `max_time` has ended the run.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Checkpoints(Checkpoint):
         self.directory = (folder or Path()) / "checkpoints"
         self.best: dict[str, float] = {}
         self.seconds = 0.0
+        self.processes, self.time_is_over = 1, False
         self._logs: dict[str, Any] = {}
         self._started = self._saved = time.monotonic()
         self._saved_step = 0
@@ -80,6 +83,7 @@ class Checkpoints(Checkpoint):
         return [self.directory / name for name in names]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.processes = trainer.world_size
         folder: Any = trainer.strategy.broadcast(self.folder)
         self.directory = Path(folder) / "checkpoints"
         if trainer.strategy.broadcast(self.resumed) != self.resumed:
@@ -94,7 +98,14 @@ class Checkpoints(Checkpoint):
                 "Every host needs the same images and the same settings."
             )
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning has asked whether there is time left, but not for what: see `on_train_start`.
+        trainer.should_stop = False
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        if epochs.ready == epochs.processed:  # an epoch that has begun gets its validation
+            self._stop_in_time(trainer)
         self._agreement.start(trainer, self.options.process_timeout)
         # Each host may have other files beside a checkpoint that it was given.
         self.best = trainer.strategy.broadcast(self.best)
@@ -142,6 +153,7 @@ class Checkpoints(Checkpoint):
             self._end_if_asked(trainer, ending)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_in_time(trainer)
         self._save_if_best(trainer)
         if self.options.save_last or self.options.save_top_k == 0:
             self._save_last(trainer)
@@ -154,6 +166,14 @@ class Checkpoints(Checkpoint):
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.interruption.raise_at_once()  # all is saved
         self._drop_others(trainer)
+
+    def _stop_in_time(self, trainer: pl.Trainer) -> None:
+        """Lets no epoch begin once the time is over, be it in a validation."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        timer = next((c for c in callbacks if isinstance(c, Timer)), None)
+        left = timer.time_remaining() if timer is not None else None
+        if left is not None and trainer.strategy.broadcast(left <= 0):
+            trainer.should_stop = self.time_is_over = True
 
     def _save_if_best(self, trainer: pl.Trainer) -> None:
         options, metric = self.options, self.options.monitor_metric
@@ -227,6 +247,7 @@ class Checkpoints(Checkpoint):
         return {
             "best": dict(self.best),
             "seconds": self.seconds,
+            "processes": self.processes,
             "logs": dict(self._logs),
         }
 

@@ -110,11 +110,23 @@ def build_trainer(
     return trainer
 
 
-def check_machine(options: TrainingConfig) -> None:
-    """Raises InputError for devices that are not here."""
+def check_machine(options: TrainingConfig) -> int:
+    """How many processes these settings make train together.
+
+    Raises:
+        InputError: devices that are not here.
+    """
     _check_accelerator(options)
     _devices(options)
     _strategy(options)
+    return _processes(options)
+
+
+def _processes(options: TrainingConfig) -> int:
+    if placed := placement():
+        return placed[0] * placed[1]
+    devices = _devices(options)
+    return torch.cuda.device_count() if devices == "auto" else int(devices)
 
 
 def _check_accelerator(options: TrainingConfig) -> None:
@@ -174,10 +186,7 @@ def lightning_precision(options: TrainingConfig) -> Any:
 
 
 def _strategy(options: TrainingConfig) -> Any:
-    placed, devices = placement() or (1, 1), str(_devices(options))
-    if devices == "auto":
-        devices = str(torch.cuda.device_count())
-    several = (devices.isdigit() and int(devices) > 1) or placed != (1, 1)
+    several = _processes(options) > 1
     if options.strategy == "fsdp" and device_type(options) != "cuda":
         raise InputError("training.strategy=fsdp: needs GPUs; training.strategy=ddp runs anywhere")
     patience = timedelta(seconds=START_SECONDS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +22,34 @@ log = logging.getLogger("mlops_project")
 
 PROBE_SECONDS = 3.0  # wandb.init itself waits 90 s for a server that is not there
 PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class _Logger(WandbLogger):
+    """Does not end a training because Weights & Biases' own process has ended."""
+
+    ended = False
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        self._try(super().log_metrics, metrics, step)
+
+    def log_hyperparams(self, params: Any) -> None:
+        self._try(super().log_hyperparams, params)
+
+    def _try(self, log_all: Callable[..., None], *told: Any) -> None:
+        if self.ended:
+            return
+        try:
+            log_all(*told)
+        except OSError as error:
+            self.ended = True
+            _warn_of_the_end(error)
+
+
+def _warn_of_the_end(error: Exception) -> None:
+    log.warning(
+        "Weights & Biases has ended (%s): the run goes on without it",
+        printable(str(error), 100) or type(error).__name__,
+    )
 
 
 def build_logger(config: Config, folder: Path, run_id: str | None = None) -> WandbLogger:
@@ -38,7 +68,7 @@ def build_logger(config: Config, folder: Path, run_id: str | None = None) -> Wan
             "Weights & Biases: %s, so the run is kept offline; `uv run wandb sync` sends it", reason
         )
     options = config.wandb
-    return WandbLogger(
+    return _Logger(
         project=options.project,
         entity=options.entity,
         name=options.name or f"{folder.parent.name}-{folder.name}",
@@ -99,18 +129,24 @@ def abandon() -> None:
     """Ends a run that did not come to its end; what it has logged is kept."""
     import wandb
 
-    if wandb.run is not None:
-        wandb.finish(exit_code=1)
+    with suppress(OSError):  # it has ended already
+        if wandb.run is not None:
+            wandb.finish(exit_code=1)
 
 
 def finish(logger: WandbLogger, config: Config, checkpoint: Path, test: dict[str, float]) -> None:
     """Adds the test metrics and, with `wandb.log_model`, the checkpoint; ends the run."""
     import wandb
 
+    if isinstance(logger, _Logger) and logger.ended:
+        return
     run: Any = logger.experiment
-    run.summary.update(test)
-    if config.wandb.log_model:
-        artifact = wandb.Artifact(f"model-{run.id}", type="model")
-        artifact.add_file(str(checkpoint))
-        run.log_artifact(artifact)
-    run.finish()
+    try:
+        run.summary.update(test)
+        if config.wandb.log_model:
+            artifact = wandb.Artifact(f"model-{run.id}", type="model")
+            artifact.add_file(str(checkpoint))
+            run.log_artifact(artifact)
+        run.finish()
+    except OSError as error:
+        _warn_of_the_end(error)
