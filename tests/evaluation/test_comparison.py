@@ -50,7 +50,9 @@ def test_the_differences_are_those_of_two_plain_measures() -> None:
     first, second = predictions(TWO, 1, skill=2), predictions(TWO, 2)
     found = compare(TWO, first, second, "other.ckpt")
     assert (found["checkpoint"], found["class_names"]) == ("other.ckpt", TWO)
-    assert (found["n_images"], found["gaps"]) == (90, [])
+    assert found["n_images"] == 90
+    (gap,) = found["gaps"]
+    assert "on 90 images with fewer than 20 lesions of benign (" in gap
     assert found["n_lesions"] == first["lesion_id"].nunique()
 
     def plain(table: pd.DataFrame) -> dict[str, float]:
@@ -176,9 +178,10 @@ def test_only_images_of_both_count_and_none_that_the_second_was_trained_on() -> 
     seen = ["i050", "i051", "not evaluated"]
     found = compare(TWO, first, fewer, "other.ckpt", trained_on=seen)
     assert found["n_images"] == 78
-    trained, one_sided = found["gaps"]
+    trained, one_sided, few = found["gaps"]
     assert trained.startswith("2 images are left out")
     assert one_sided.startswith("10 images are left out")
+    assert "on 78 images with fewer than 20 lesions" in few
     chosen = (first["image_id"] >= "i010") & ~first["image_id"].isin(seen)
     again = compare(TWO, first[chosen], second, "other.ckpt")
     assert again["difference"] == found["difference"]

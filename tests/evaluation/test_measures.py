@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from mlops_project.evaluation import measures
+from mlops_project.evaluation.bootstrap import with_intervals
 from mlops_project.metrics import classification_metrics
 
 
@@ -121,3 +122,19 @@ def test_perfect_constant_and_single_predictions() -> None:
     single = overall(labels[:1], np.array([[0.7, 0.2, 0.1]]))
     assert single["balanced_accuracy"] == 1
     assert np.isnan(single["auroc"])
+
+
+def test_a_mean_over_classes_has_the_interval_of_resamples_that_hold_all_of_them() -> None:
+    labels = np.array([0] * 30 + [1])  # one lesion of the second class
+    probabilities = np.tile([0.9, 0.1], (31, 1))
+    lesions = np.arange(31)
+
+    def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return measures.by_answer(weights, labels, probabilities.argmax(axis=1), 2)
+
+    found = with_intervals(lesions, measure)["balanced_accuracy"]
+    assert found["value"] == 0.5
+    assert np.isnan(found["ci95"]).all()  # a constant answer has no other value
+    probabilities[:10] = [0.1, 0.9]
+    low, high = with_intervals(lesions, measure)["balanced_accuracy"]["ci95"]
+    assert 0.2 < low < 1 / 3 < high < 0.5

@@ -38,7 +38,10 @@ def weightings(
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The middle share of the resampled values, NaN left out; (NaN, NaN) with fewer than half."""
+    """The middle share of the resampled values, NaN left out; (NaN, NaN) with fewer than half.
+
+    So a mean over classes has the interval of resamples that hold each class, as the images do.
+    """
     known = values[~np.isnan(values)]
     if len(known) < len(values) / 2:
         return float("nan"), float("nan")

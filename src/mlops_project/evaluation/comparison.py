@@ -10,7 +10,7 @@ import pandas as pd
 
 from mlops_project.errors import InputError
 from mlops_project.evaluation import bootstrap, measures
-from mlops_project.evaluation.evaluator import most_frequent
+from mlops_project.evaluation.evaluator import FEW_LESIONS, most_frequent
 from mlops_project.evaluation.malignancy import PREFIX, as_binary, classes_of
 
 
@@ -46,12 +46,12 @@ def compare(
     if set(names) != set(classes_of(second)):
         first, second = as_binary(first), as_binary(second)
         names = classes_of(first)
-        gaps.append("The two models have different classes: compared as benign against malignant.")
+        gaps.append("the two models have different classes: compared as benign against malignant")
     known = second[~second["image_id"].isin(list(trained_on))]
     if len(known) < len(second):
         gaps.append(
             f"{len(second) - len(known)} images are left out of the comparison: one of the "
-            "models was trained on them."
+            "models was trained on them"
         )
     ids = np.intersect1d(first["image_id"], known["image_id"])
     if len(ids) == 0:
@@ -62,7 +62,7 @@ def compare(
     one_sided = len(np.setxor1d(first["image_id"], second["image_id"]))
     if one_sided:
         gaps.append(
-            f"{one_sided} images are left out of the comparison: only one model was asked of them."
+            f"{one_sided} images are left out of the comparison: only one model was asked of them"
         )
     first, second = (t.set_index("image_id").loc[ids].reset_index() for t in (first, known))
     different = int((first["y_true"].to_numpy() != second["y_true"].to_numpy()).sum())
@@ -70,6 +70,13 @@ def compare(
         raise InputError(
             f"{checkpoint}: {different} images have another diagnosis than for the first model\n"
             "Compare the two on one folder."
+        )
+    counts = first.groupby("y_true")["lesion_id"].nunique()
+    few = [f"{n} ({counts[n]})" for n in names if 0 < counts.get(n, 0) < FEW_LESIONS]
+    if few:
+        gaps.append(
+            f"the two models are compared on {len(ids)} images with fewer than {FEW_LESIONS} "
+            f"lesions of {', '.join(few)}: the intervals of the differences say little"
         )
     lesions = first["lesion_id"].to_numpy()
     labels, one = _arrays(names, first)

@@ -172,6 +172,11 @@ def add_comparison(
             f"{audit['n_not_compared']} training images of the other model are not at hand: images "
             "like them under other ids are compared all the same"
         )
+    if chosen := audit["n_shared_with_validation"]:
+        facts["gaps"].append(
+            f"{chosen} evaluated images are of the other model's validation split, by which its "
+            "checkpoint was chosen: the comparison favours it"
+        )
     facts["gaps"] += found.pop("gaps")
     facts["comparison"] = found
 

@@ -124,5 +124,7 @@ def _unmeasured(facts: dict[str, Any]) -> list[str]:
     wide = [n for n, m in metrics.items() if n not in missing and np.isnan(m["ci95"][0])]
     if wide:
         shown = ", ".join(name.replace("_", " ") for name in wide)
-        sentences.append(f"no interval of {shown}: resampling the lesions gives none")
+        sentences.append(
+            f"no interval of {shown}: resampled lesions do not differ, or most lack a class"
+        )
     return sentences

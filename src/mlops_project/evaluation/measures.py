@@ -3,7 +3,8 @@
 Every function takes weights [R, N], R weightings of N images (or lesions), and gives R values; a
 weight of 2 counts an image twice. Weights of 1 give the plain measure, so that a value and its
 interval come from the same lines. NaN stands where a measure does not exist, such as the AUROC of a
-class without images.
+class without images. A mean over the classes does not exist either where a weighting leaves one out
+that has images: of the others alone it would be another measure.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ def overall(
         log_loss, ece and class_wise_ece (Kull et al., 2019; equal bins).
     """
     classes = probabilities.shape[1]
+    present = np.bincount(labels, minlength=classes) > 0
     f1 = np.stack([e["f1_score"] for e in each])
     ranked = {n: np.stack([e[n] for e in each]) for n in ("auroc", "average_precision")}
     result = by_answer(weights, labels, probabilities.argmax(axis=1), classes) | {
-        "f1_score": np.nan_to_num(f1[1]) if classes == 2 else _mean(f1),
-        "macro_f1": _mean(f1),
+        "f1_score": np.nan_to_num(f1[1]) if classes == 2 else _mean(f1, present),
+        "macro_f1": _mean(f1, present),
     }
-    result |= {n: v[1] if classes == 2 else _mean(v) for n, v in ranked.items()}
+    result |= {n: v[1] if classes == 2 else _mean(v, present) for n, v in ranked.items()}
     return result | calibration(weights, labels, probabilities)
 
 
@@ -73,10 +75,11 @@ def by_answer(
     """accuracy and balanced_accuracy of answers int [N], out of so many classes; float [R] each."""
     right = answers == labels
     found = [mean(weights, right, labels == k) for k in range(classes)]
+    present = np.bincount(labels, minlength=classes) > 0
     everywhere = np.ones(len(labels), dtype=bool)
     return {
         "accuracy": mean(weights, right, everywhere),
-        "balanced_accuracy": _mean(np.stack(found)),
+        "balanced_accuracy": _mean(np.stack(found), present),
     }
 
 
@@ -156,10 +159,14 @@ def mean(weights: np.ndarray, values: np.ndarray, chosen: np.ndarray) -> np.ndar
     return _ratio(weights @ (values * chosen), weights @ chosen)
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not NaN; NaN where there is nothing."""
+def _mean(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Mean of values [K, R] over the classes, of what is not NaN.
+
+    NaN where there is nothing, or where one of the classes with images, bool [K], is NaN.
+    """
     known = ~np.isnan(values)
-    return _ratio(np.nansum(values, axis=0), known.sum(axis=0))
+    mean = _ratio(np.nansum(values, axis=0), known.sum(axis=0))
+    return np.where(known[present].all(axis=0), mean, np.nan)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -72,13 +72,13 @@ def finished(root: Path = MODELS) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Reads what runs have left.
+    """Reads what runs have left; one that is named twice counts once.
 
     Raises:
         InputError: a folder holds no finished run.
     """
     runs = []
-    for folder in folders:
+    for folder in {folder.resolve(): folder for folder in folders}.values():
         try:
             results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
             container = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

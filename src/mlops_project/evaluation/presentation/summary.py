@@ -105,7 +105,8 @@ def _findings(facts: dict[str, Any], images: Labelled | None, question: str) -> 
         return ""
     count = FEWEST_OF_A_KIND if images is None else int(images.truth(question).sum())
     if count < FEWEST_OF_A_KIND:
-        return f"There are {count} images of {of}: too few to say how many it finds."
+        there = "is 1 image" if count == 1 else f"are {count} images"
+        return f"There {there} of {of}: too few to say how many it finds."
     text = f"Of 100 images of {of} it finds {of_100(*found['sensitivity'])} {how}"
     value, low, high = found["specificity"]
     if not math.isnan(value):

@@ -81,10 +81,7 @@ def _show_metrics(console: Any, facts: dict[str, Any], title: str) -> None:
 
 def _told_comparison(facts: dict[str, Any]) -> str:
     known = {n: facts["difference"][n] for n in ("balanced_accuracy", "auroc")}
-    told = ", ".join(
-        f"{name.replace('_', ' ')} {m['value']:+.3f} ({_interval(m['ci95'])})"
-        for name, m in known.items()
-    )
+    told = ", ".join(f"{name.replace('_', ' ')} {_difference(m)}" for name, m in known.items())
     p_value = facts["mcnemar"]["by_lesion"]["p_value"]
     return f"less {facts['checkpoint']}: {told}; McNemar's test of lesions p = {p_value:.2g}"
 
@@ -125,7 +122,7 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
         more = with_patients["difference"]["balanced_accuracy"]
         lines.append(
             "where age, sex and site have a say (patient data): balanced accuracy of these answers "
-            f"less that of the image alone {more['value']:+.3f} ({_interval(more['ci95'])})"
+            f"less that of the image alone {_difference(more)}"
         )
     for coverage, sets in facts.get("prediction_sets", {}).items():
         lines.append(
@@ -135,6 +132,12 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
         )
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _difference(known: dict[str, Any]) -> str:
+    if math.isnan(known["value"]):
+        return "–"
+    return f"{known['value']:+.3f} ({_interval(known['ci95'])})"
 
 
 def _interval(bounds: list[float]) -> str:
