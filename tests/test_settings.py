@@ -295,7 +295,8 @@ def test_a_value_takes_the_type_of_its_key(argument: str, expected: Any) -> None
 def test_no_experiment_is_the_default() -> None:
     default = settings.load([])
     assert settings.load(["experiment=none"]) == default
-    assert settings.load(["experiment=null"]) == default
+    for words in (["experiment=null"], ["experiment=None"], ["experiment=fast", "experiment=null"]):
+        assert settings.load(words) == default
 
 
 def test_the_training_s_learning_rate_wins_over_the_model_s() -> None:

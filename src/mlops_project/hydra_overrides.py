@@ -80,7 +80,7 @@ def checked(override: str) -> tuple[str, str]:
         plain = value.strip("'\" ")
         if "," in plain:
             raise InputError(_several(name, value))
-        if plain not in choices and not (name == "experiment" and plain in NONE):
+        if plain not in choices and not (name == "experiment" and plain.lower() in NONE):
             close = difflib.get_close_matches(plain[:100], choices, 1, 0.4)
             hint = f"; did you mean {name}={close[0]}?" if close else ""
             raise InputError(

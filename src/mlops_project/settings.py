@@ -47,7 +47,11 @@ def load(arguments: Sequence[str]) -> Config:
     """
     overrides = [hydra_overrides.checked(a) for a in hydra_overrides.normalise(arguments)]
     given = {name for name, _ in overrides}
-    texts = [f"{n}={v}" for n, v in overrides if n != "experiment" or v.lower() not in NONE]
+    # The last one counts, as for any other key: `experiment=none` takes an earlier one back.
+    experiment = next((v for n, v in reversed(overrides) if n == "experiment"), "none")
+    texts = [f"{n}={v}" for n, v in overrides if n != "experiment"]
+    if experiment.strip("'\"").lower() not in NONE:
+        texts.insert(0, f"experiment={experiment}")
     if "model" not in given:
         # A variant alone names its model, as in a sweep over model.variant.
         variant = next((v for n, v in reversed(overrides) if n == "model.variant"), None)

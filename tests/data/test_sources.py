@@ -10,6 +10,7 @@ import pytest
 
 from mlops_project.data.archives import read_bytes
 from mlops_project.data.sources import COLUMNS, Source, read_source
+from mlops_project.errors import InputError
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
 ROWS = [
@@ -204,6 +205,15 @@ def _challenge_in_zips(folder: Path) -> None:
     _zip(folder / f"{name}_GroundTruth.zip", {"LICENSE.txt": "CC BY-NC", truth: TRUTH})
     _zip_images(folder / f"{name}_Input.zip", IMAGES, inside=f"{name}_Input/")
     _write(folder / f"{name}_LesionGroupings.csv", GROUPINGS)
+
+
+def test_images_of_a_challenge_may_lack_a_diagnosis_where_none_is_needed(tmp_path: Path) -> None:
+    _challenge(tmp_path)
+    truth = tmp_path / "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv"
+    truth.write_text(TRUTH.replace("04,0.0,1.0", "04,0.0,0.0"))
+    with pytest.raises(InputError, match="1 rows do not mark exactly one diagnosis"):
+        read_source(tmp_path)
+    assert read_source(tmp_path, unlabelled=True).table["dx"].tolist() == ["mel", "mel", "bkl", ""]
 
 
 @pytest.mark.parametrize(

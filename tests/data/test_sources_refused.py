@@ -210,6 +210,8 @@ def test_a_table_that_tells_lesions_is_not_passed_over_for_one_that_does_not(
     (tmp_path / "labels.csv").write_text("image_id,dx\nISIC_1,mel\nISIC_2,mel\nISIC_3,nv\n")
     (tmp_path / "lesions.csv").write_text(TABLE)
     assert "labels.csv, lesions.csv tell different things" in _refusal(tmp_path)
+    with pytest.raises(InputError, match="tell different things"):  # nor are these no diagnoses
+        read_source(tmp_path, unlabelled=True)
     (tmp_path / "labels.csv").write_text("image_id,dx\n")
     assert read_source(tmp_path).table["lesion_id"].nunique() == 2
 

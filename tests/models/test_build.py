@@ -21,6 +21,8 @@ from mlops_project.models.build import (
     count_parameters,
     freeze,
     head,
+    head_dropout,
+    knows_head_dropout,
     stages,
 )
 from mlops_project.models.variants import VARIANTS, Variant
@@ -283,3 +285,13 @@ def test_a_run_of_the_small_network_does_not_wait_for_timm_to_be_imported() -> N
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         imported[name] = done.stdout.split()[-1]
     assert imported == {"baseline_cnn": "False", "resnet18": "True"}
+
+
+@pytest.mark.parametrize(
+    ("variant", "known"), [("resnet18", True), ("test_vit", False), ("test_efficientnet", True)]
+)
+def test_dropout_before_the_head_is_known_or_said_not_to_be(variant: str, known: bool) -> None:
+    options = ModelConfig(name="timm", variant=variant, pretrained=False, dropout_rate=0.4)
+    network = build_model(options, 160).network
+    assert knows_head_dropout(network) == known
+    assert head_dropout(network) == (0.4 if known else 0.0)

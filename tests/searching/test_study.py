@@ -16,6 +16,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
@@ -181,6 +182,17 @@ def test_more_trials_may_be_asked_for_later(write_sweep: WriteSweep, tmp_path: P
             study.complete(trial, 0.5)
         with pytest.raises(Done):
             study.claim(total)
+
+
+def test_a_study_of_another_program_is_left_alone(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    path, storage = write_sweep(), f"sqlite:///{tmp_path / 'study.db'}"
+    name = open_study(path, storage).sweep.name
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    theirs = optuna.create_study(storage=other, study_name=name)
+    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(InputError, match="no search of this project has made"):
+        open_study(path, other)
+    assert theirs.user_attrs == {}
 
 
 def test_a_failed_trial_does_not_count_and_an_interrupted_one_comes_back(

@@ -109,6 +109,7 @@ def test_listed_values_and_steps_are_all_there_and_nothing_else(
         ({"min": 1}, "needs values"),
         ({"values": []}, "at least one value"),
         ({"values": [1, 1]}, "1 is there twice"),
+        ({"values": [1, 1.0, 2]}, "1 is there twice"),
         ({"values": [{"a": 1}]}, "not a value of a setting"),
         ({"values": [1], "min": 3}, "min is nothing that categorical has"),
         ([1, 2], "needs values"),
@@ -399,3 +400,9 @@ def test_check_ends_with_two_or_nothing(run: Run, write_sweep: WriteSweep, tmp_p
     assert len(bad.stdout.splitlines()) == 2
     assert "Traceback" not in bad.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.yaml", "good.yaml"]
+
+
+def test_nothing_is_searched_where_all_of_it_is_given(write_sweep: WriteSweep) -> None:
+    path = write_sweep(parameters={"data.batch_size": {"values": [8, 16]}})
+    with pytest.raises(InputError, match="nothing to search: each has one value, or is given"):
+        read(path, ["data.batch_size=8"])

@@ -543,6 +543,26 @@ def test_a_run_can_start_from_the_weights_of_another(run_here: Train) -> None:
     assert all(torch.equal(before[n], after[n]) for n in learned)
 
 
+def test_what_the_weights_of_another_run_have_learned_from_is_not_forgotten(
+    run_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from mlops_project.evaluation.report import evaluate
+
+    first = run_here("training.max_epochs=1")
+    start = f"model.init_from={first.checkpoint}"
+    run_here(start, "training.max_epochs=1")
+    assert "have learned from" not in capfd.readouterr().out
+    second = run_here(start, "training.max_epochs=1", "seed=7")
+    told = re.search(
+        r"have learned from what (\d+) val and (\d+) test images", capfd.readouterr().out
+    )
+    assert told is not None
+    third = run_here(f"model.init_from={second.checkpoint}", "training.max_epochs=1", "seed=7")
+    leaks = evaluate(third.checkpoint, output=Path("report"))["leaks"]
+    assert leaks["status"] == "overlap"
+    assert len(leaks["leaked_images"]) >= int(told[2]) > 0
+
+
 def test_the_advice_for_too_little_memory_keeps_the_effective_batch() -> None:
     config = settings.load(["data.batch_size=24", "training.accumulate_grad_batches=2"])
     message = memory_advice(config)

@@ -54,6 +54,10 @@ ACCEPTED = """Accepted, recognised by looking:
               or one such table (.csv) beside the images"""
 
 
+class NoLayout(InputError):
+    """A folder in which no layout was recognised; any other refusal is of one that was."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Images and what is known of them.
@@ -90,7 +94,7 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     require_folder(folder)
     try:
         layout, tables, places = recognise(folder)
-    except InputError:
+    except NoLayout:
         tables = _tables_without_diagnoses(folder) if unlabelled else []
         table = _table_of_images(folder) if unlabelled else pd.DataFrame()
         if len(tables) > 1 or table.empty:
@@ -208,7 +212,7 @@ def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
         return "plain", [_the_one_of(beside, folder)], _pictures_first(folder)
     found = ", ".join(printable(p.name) + ("/" if p.is_dir() else "") for p in entries[:8])
     more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
-    raise InputError(
+    raise NoLayout(
         f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}{more}\n"
         + "".join(f"{reason}\n" for reason in _reasons(folder)[:3])
         + ACCEPTED

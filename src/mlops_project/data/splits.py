@@ -142,6 +142,16 @@ def subsample(
     return table["lesion_id"].isin(kept).to_numpy()
 
 
+def told_lesions(table: pd.DataFrame) -> pd.Series:
+    """The lesion ids of images; None for one whose own id, and of no other image, stands in.
+
+    Such an id says nothing of what a table elsewhere calls by it.
+    """
+    lesions = table["lesion_id"].astype(object)
+    alone = ~lesions.duplicated(keep=False)
+    return lesions.mask((lesions == table["image_id"]) & alone, None)
+
+
 def split_hash(table: pd.DataFrame, split: np.ndarray) -> str:
     """16 hexadecimal digits, equal for equal (image_id, split) pairs in any order.
 

@@ -148,7 +148,7 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
         InputError: the table cannot be read, or lacks a column.
     """
     if layout == "challenge":
-        return _read_challenge(path, folder)
+        return _read_challenge(path, folder, unlabelled)
     return _read_metadata(path, unlabelled)
 
 
@@ -201,7 +201,7 @@ def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
     return table
 
 
-def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
+def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
     """A one-hot ground truth, with the lesions of a LesionGroupings table if there is one."""
     raw = read_table(path)
     _require(raw, ("image",), path)
@@ -209,7 +209,10 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
     if not classes:
         raise InputError(f"{path}: no column for any diagnosis")
     shares = raw[classes].apply(pd.to_numeric, errors="coerce")
+    empty = (raw[classes] == "").all(axis=1) | (shares == 0).all(axis=1)
     wrong = (shares.isna().any(axis=1)) | ((shares > 0.5).sum(axis=1) != 1)
+    if unlabelled:
+        wrong &= ~empty
     if wrong.any():
         raise InputError(
             f"{path}: {int(wrong.sum())} rows do not mark exactly one diagnosis with 1.0 "
@@ -217,7 +220,8 @@ def _read_challenge(path: Path, folder: Path) -> pd.DataFrame:
         )
     table = pd.DataFrame({"image_id": without_ending(raw["image"])})
     table["lesion_id"] = table["image_id"]
-    table["dx"] = shares.idxmax(axis=1).str.lower() if len(shares) else pd.Series(dtype=str)
+    largest = shares.fillna(0).idxmax(axis=1) if len(shares) else pd.Series(dtype=str)
+    table["dx"] = largest.str.lower().mask(empty, "")
     for column in ("dx_type", "sex", "localization"):
         table[column] = "unknown"
     table["dataset"] = path.stem.removesuffix("_GroundTruth")

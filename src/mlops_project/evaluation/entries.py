@@ -151,7 +151,7 @@ def add_comparison(
     """Adds the differences to another model, or why there are none."""
     second = predict(other, reopen(images, other), tta=facts["tta"])
     audit = leaks.audit(
-        [other[0].facts["split"]],
+        [leaks.seen_by(other[0])],
         images.table,
         same_pictures.thumbnails(images.data[0], images.rows),
         leaks.training_pictures(other, images),

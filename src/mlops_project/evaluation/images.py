@@ -13,7 +13,7 @@ from mlops_project import settings
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.diagnoses import BINARY
 from mlops_project.data.sources import Source, read_source
-from mlops_project.data.splits import SPLITS, UNUSED, subsample
+from mlops_project.data.splits import SPLITS, UNUSED, subsample, told_lesions
 from mlops_project.data.tables import without_ending
 from mlops_project.errors import InputError
 from mlops_project.evaluation.trained_model import TrainedModel
@@ -102,7 +102,7 @@ def open_images(
     An image that is new to the run but shows a lesion it has seen belongs to that lesion's split.
     Of several runs, the one that has seen most of an image decides: what one was trained on is of
     the training split, whatever the others did. Out of fold are the images of any run's validation
-    split; only models that were not trained on an image are asked about it.
+    split; only models that have an image there are asked about it.
 
     Args:
         models: whose runs decide which image is in which split.
@@ -131,17 +131,21 @@ def open_images(
     parts = split_of_all(of_each)
     asked = np.ones(of_each.shape, dtype=bool)
     wanted = np.ones(len(parts), bool) if split == "all" else parts == split
-    if split == OUT_OF_FOLD:
-        asked, wanted = of_each != "train", (of_each == "val").any(axis=0)
-    if split == ONE_FOLD:
+    if split in (OUT_OF_FOLD, ONE_FOLD):
+        # Not those that left an image out by chance, as where each fold is subsampled by itself.
         asked = of_each == "val"
-        wanted = _one_fold(source.table, asked)
+        wanted = asked.any(axis=0) if split == OUT_OF_FOLD else _one_fold(source.table, asked)
     if not wanted.any():
         counts = ", ".join(f"{(parts == s).sum()} {s}" for s in (*SPLITS, UNUSED))
         whose = " for all of these checkpoints" if len(models) > 1 else ""
         raise InputError(
             f"{folder}: no image is of the {split} split{whose} ({counts})\n"
-            "--split val takes those that the checkpoint was chosen by, --split all every one."
+            + (
+                "--split out-of-fold asks each model about those that it was chosen by."
+                if split == "val" and len(models) > 1
+                else "--split val takes those that the checkpoint was chosen by, --split all every "
+                "one."
+            )
         )
     before = wanted.copy()
     for module in shared.values():
@@ -150,7 +154,7 @@ def open_images(
     if not wanted.any():
         raise InputError(f"{folder}: no image of the {split} split can be read")
     differ = len({model.facts["split_hash"] for model in models}) > 1
-    left_out = _left_out(parts[~wanted], split) if data_dir is not None or differ else ""
+    left_out = _left_out(parts[~before], split) if data_dir is not None or differ else ""
     rows = np.flatnonzero(wanted)
     wanted_ids, known = (_known_images(models, s) for s in (split, "all"))
     if data_dir is None:  # what the runs had is known, whatever has become of the table
@@ -296,16 +300,6 @@ def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
         ],
         dtype=object,
     )
-
-
-def told_lesions(table: pd.DataFrame) -> pd.Series:
-    """The lesion ids of images; None for one whose own id, and of no other image, stands in.
-
-    Such an id says nothing of what a table elsewhere calls by it.
-    """
-    lesions = table["lesion_id"].astype(object)
-    alone = ~lesions.duplicated(keep=False)
-    return lesions.mask((lesions == table["image_id"]) & alone, None)
 
 
 def split_of_all(parts: np.ndarray) -> np.ndarray:

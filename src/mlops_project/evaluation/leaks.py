@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from mlops_project.data import same_pictures
+from mlops_project.data.splits import told_lesions
 from mlops_project.errors import InputError
-from mlops_project.evaluation.images import Images, moved_to, open_images, told_lesions
+from mlops_project.evaluation.images import Images, moved_to, open_images
 from mlops_project.evaluation.trained_model import TrainedModel
 
 NEAR = ("image_id", "training_image_id", "similarity")
@@ -69,6 +70,14 @@ def training_pictures(models: Sequence[TrainedModel], evaluated: Images) -> Pict
         np.concatenate([part.trained for part in parts], axis=1),
         np.concatenate([part.lesion_id for part in parts]),
     )
+
+
+def seen_by(model: TrainedModel) -> dict[str, list[str]]:
+    """A model's split, with what its weights had learned from before its run as of training."""
+    split, earlier = model.facts["split"], model.facts.get("earlier", {})
+    before = {name: earlier.get(name, []) for name in ("image_id", "lesion_id")}
+    before["split"] = ["train"] * len(before["image_id"])
+    return {name: split[name] + more for name, more in before.items()}
 
 
 def _trained_on(split: dict[str, list[str]]) -> list[str]:

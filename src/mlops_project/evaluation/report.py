@@ -113,7 +113,7 @@ def _audited(
 ) -> tuple[dict[str, Any], Images]:
     """The audit of what was trained on, and the images that are to be evaluated."""
     facts = leaks.audit(
-        [model.facts["split"] for model in models],
+        [leaks.seen_by(model) for model in models],
         images.table,
         same_pictures.thumbnails(images.data[0], images.rows),
         leaks.training_pictures(models, images),
@@ -141,7 +141,7 @@ def _validation(
     seen = [known_split(images.table, model.facts["split"]) for model in models]
     if any("val" in parts for parts in seen):
         return None, [f"{missing}they are fitted on images that are evaluated here"]
-    several = len({model.facts["split_hash"] for model in models}) > 1
+    several = len({_validation_images(model) for model in models}) > 1
     try:
         part = ONE_FOLD if several else "val"
         own = open_images(models, moved_to(models, images), part, images.class_names)
@@ -157,6 +157,12 @@ def _validation(
         )
         gaps += _unlike_folds(models, own)
     return predictions, gaps
+
+
+def _validation_images(model: TrainedModel) -> frozenset[str]:
+    split = model.facts["split"]
+    pairs = zip(split["image_id"], split["split"], strict=True)
+    return frozenset(image for image, part in pairs if part == "val")
 
 
 def _unlike_folds(models: Sequence[TrainedModel], images: Images) -> list[str]:

@@ -142,6 +142,13 @@ def head(network: nn.Module) -> nn.Module:
     return network.get_classifier()  # type: ignore[operator]  # every classifier of timm has it
 
 
+def knows_head_dropout(network: nn.Module) -> bool:
+    """Whether `head_dropout` tells it: some of timm's networks keep it in a layer of any name."""
+    named = isinstance(network, BaselineCNN) or hasattr(network, "drop_rate")
+    dropouts = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+    return named or not any(isinstance(m, dropouts) and m.p for m in network.modules())
+
+
 def head_dropout(network: nn.Module) -> float:
     """Probability of dropout right before the head."""
     if isinstance(network, BaselineCNN):

@@ -219,6 +219,10 @@ def _choices(values: Any) -> tuple[Any, ...]:
     choices = tuple(map(_plain, values))
     seen = [shown(c) for c in choices]
     twice = next((text for text in seen if seen.count(text) > 1), None)
+    # To Python, and to Optuna, 1 and 1.0 are one number.
+    numbers = [c for c in choices if isinstance(c, (int, float)) and not isinstance(c, bool)]
+    equal = next((shown(c) for c in numbers if numbers.count(c) > 1), None)
+    twice = twice if twice is not None else equal
     if twice is not None:
         raise ValueError(f"values: {printable(twice)} is there twice")
     return choices

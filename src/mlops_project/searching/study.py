@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mlops_project.errors import InputError
+from mlops_project.printable import printable
 from mlops_project.searching.identity import check_same, identity
 from mlops_project.searching.sections import powers
 from mlops_project.searching.storage import AFTER, Storage, queue_again
@@ -73,6 +75,11 @@ class Study:
         )
         facts = identity(self.sweep, self.folds)
         before = study.user_attrs.get("search")
+        if before is None and study.get_trials(deepcopy=False):
+            raise InputError(
+                f"the study {printable(self.sweep.name)} holds trials that no search of this "
+                "project has made\nChoose another --name."
+            )
         if before is None:
             study.set_user_attr("search", facts)
         else:

@@ -132,8 +132,8 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     found.notes += [f"{p.name}: {p.told}: {p.remark}" for p in parameters if p.remark]
     check_values(parameters, found)
     searched = [p for p in parameters if len(p.choices) != 1]
-    if parameters and not searched:
-        found.problems.append("parameters: nothing to search: each has one value")
+    if not searched and not found.problems:
+        found.problems.append("parameters: nothing to search: each has one value, or is given")
     if method == "grid":
         found.problems += [
             f"{p.name}: a grid needs values: […], not {p.told}" for p in searched if not p.count()

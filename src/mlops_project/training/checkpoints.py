@@ -8,6 +8,7 @@ zip archive, as `torch.save` writes it, whose comment is a checksum of all that 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import struct
 from collections.abc import Iterator
@@ -21,13 +22,15 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.data.splits import split_hash
+from mlops_project.data.splits import split_hash, told_lesions
 from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import atomic_write, link_or_copy
 from mlops_project.models.build import BuiltModel
 from mlops_project.models.weights import read_tensors
 from mlops_project.settings import to_container
 from mlops_project.training.folders import PREVIOUS
+
+log = logging.getLogger("mlops_project")
 
 ENTRY = "mlops_project"
 FORMAT = 2  # 1: no checksum, and not all that an exact resume needs
@@ -195,11 +198,69 @@ def newest_good(folder: Path, but: Path | None = None) -> Path | None:
     return next((path for path, _ in good_checkpoints(folder, but)), None)
 
 
-def metadata(config: Config, built: BuiltModel, data: HAM10000DataModule) -> dict[str, Any]:
+def trained_on(facts: dict[str, Any]) -> dict[str, list[str]]:
+    """image_id and lesion_id of all images that a model's weights have learned from.
+
+    Args:
+        facts: a checkpoint's entry of `metadata`.
+    """
+    split, before = facts["split"], facts.get("earlier", {})
+    own = [n for n, part in enumerate(split["split"]) if part == "train"]
+    return {
+        name: [split[name][n] for n in own] + before.get(name, [])
+        for name in ("image_id", "lesion_id")
+    }
+
+
+def learned_before(
+    config: Config, data: HAM10000DataModule, resumed: dict[str, Any] | None
+) -> dict[str, list[str]]:
+    """image_id and lesion_id of what the weights that a run starts from have learned from.
+
+    Warns where the run is going to be judged by such images.
+
+    Args:
+        config, data: of the run.
+        resumed: `metadata` of the checkpoint that it goes on from; None: a new run.
+    """
+    if resumed is not None:
+        found = dict(resumed.get("earlier", {}))
+        if data.split_hash() != resumed["split_hash"]:
+            found = trained_on(resumed)
+    elif config.model.init_from is not None:
+        try:
+            found = trained_on(load_checkpoint(config.model.init_from)[ENTRY])
+        except ProjectError:
+            return {}  # weights that another program has written
+    else:
+        return {}
+    known = data.table["image_id"].isin(found.get("image_id", []))
+    known |= told_lesions(data.table).isin(found.get("lesion_id", []))
+    judged = {part: int(known[data.rows_of(part)].sum()) for part in ("val", "test")}
+    if any(judged.values()):
+        log.warning(
+            "the weights that this run starts from have learned from what %s images show, whose "
+            "measures are too optimistic then; the images, seed, folds and fractions that these "
+            "weights were trained with keep them apart",
+            " and ".join(f"{count} {part}" for part, count in judged.items() if count),
+        )
+    return found
+
+
+def metadata(
+    config: Config,
+    built: BuiltModel,
+    data: HAM10000DataModule,
+    earlier: dict[str, list[str]] | None = None,
+) -> dict[str, Any]:
     """What a checkpoint says about itself, in plain containers.
 
     The split travels along, so that an evaluation anywhere else knows which images and lesions
     the model has seen.
+
+    Args:
+        config, built, data: of the run.
+        earlier: `trained_on` of what the run starts from: images that count as trained on as well.
     """
     table = data.table
     counts = np.bincount(data.labels[data.rows_of("train")], minlength=len(data.class_names))
@@ -223,4 +284,5 @@ def metadata(config: Config, built: BuiltModel, data: HAM10000DataModule) -> dic
             "lesion_id": table["lesion_id"].tolist(),
             "split": data.split.tolist(),
         },
+        "earlier": dict(earlier or {}),
     }

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mlops_project.data.device import to_device
-from mlops_project.models.build import head, head_dropout
+from mlops_project.models.build import head, head_dropout, knows_head_dropout
 from mlops_project.training.processes import gather
 
 log = logging.getLogger("mlops_project")
@@ -67,7 +67,7 @@ def compute_features(trainer: pl.Trainer, module: Any) -> Features | None:
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     last = head(module.network)
-    if data is None or not isinstance(last, nn.Module):
+    if data is None or not isinstance(last, nn.Module) or not knows_head_dropout(module.network):
         return None
     if isinstance(trainer.strategy, FSDPStrategy):
         return None  # its weights come together only in a step

@@ -236,7 +236,11 @@ def sides_in(config: Config) -> list[int]:
 
 
 def build_module(
-    config: Config, built: BuiltModel, data: HAM10000DataModule, auto: Collection[str] = ()
+    config: Config,
+    built: BuiltModel,
+    data: HAM10000DataModule,
+    auto: Collection[str] = (),
+    earlier: dict[str, list[str]] | None = None,
 ) -> LesionClassifier:
     """Network, loss and augmentation, with what a checkpoint needs to say about them.
 
@@ -245,6 +249,7 @@ def build_module(
         built: the network.
         data: has read its table.
         auto: names of the settings whose values were found for "auto".
+        earlier: see `checkpoints.metadata`.
     """
     options, augment = config.training, config.data.augment
     labels = data.labels[data.rows_of("train")]
@@ -287,7 +292,7 @@ def build_module(
         images_per_step=lambda: data.training_batches().images_per_step(
             options.accumulate_grad_batches, options.limit_train_batches
         ),
-        metadata=metadata(config, built, data) | {"auto": sorted(auto)},
+        metadata=metadata(config, built, data, earlier) | {"auto": sorted(auto)},
     )
     module.save_hyperparameters({**settings.to_container(config), "weights": built.weights})
     return module

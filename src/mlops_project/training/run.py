@@ -147,7 +147,8 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
         with _single_images(config):
             config.training.learning_rate = find_learning_rate(config, built, data, folder)
         pl.seed_everything(config.seed, verbose=False)
-    module = build_module(config, built, data, auto)
+    earlier = checkpoints.learned_before(config, data, resume.facts if resume else None)
+    module = build_module(config, built, data, auto, earlier)
     if folder is not None:
         if resume:
             resume.rewind(folder)
@@ -208,10 +209,9 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
             folders.add_to_summary(row)
         except (OSError, csv.Error) as error:
             log.warning("%s: this run's row could not be added (%s)", folders.SUMMARY, error)
-    if wandb_logger is not None:
-        weights_and_biases.finish(wandb_logger, config, result.checkpoint, test)
-    if folder is not None:
         summary.report(config, built, data, result, speed.summary(), log_path)
+    if wandb_logger is not None:  # last, for its server may let it wait
+        weights_and_biases.finish(wandb_logger, config, result.checkpoint, test)
     return result
 
 

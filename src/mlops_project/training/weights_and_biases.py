@@ -84,8 +84,13 @@ def build_logger(config: Config, folder: Path, run_id: str | None = None) -> Wan
 def _why_offline() -> str | None:
     """Why no server can be reached; None if one can."""
     import wandb
+    from wandb.errors import UsageError
 
-    if not wandb.api.api_key:
+    try:
+        known = bool(wandb.api.api_key)
+    except (UsageError, ValueError):
+        return None  # `watch` tells what is wrong with the environment's settings
+    if not known:
         return "no account is known (`uv run wandb login`)"
     if any(os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
         return None  # only the proxy knows
