@@ -171,6 +171,9 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
     from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
 
     texts, runs = normalise([_with_texts(argument) for argument in arguments]), 1.0
+    for text in texts:
+        if "=" not in text:
+            checked(text)  # says so more plainly than Hydra
     try:
         overrides = OverridesParser.create().parse_overrides(texts)
         for value in (override.value() for override in overrides):
@@ -186,7 +189,10 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
         raise
     except Exception as error:  # Hydra runs on the user's text alone, and raises nearly anything
         raise InputError(reason(error)) from error
-    return [list(job) for batch in batches for job in batch]
+    jobs = [list(job) for batch in batches for job in batch]
+    if not jobs:
+        raise InputError("no run: a range(…) or choice(…) of the settings holds no value")
+    return jobs
 
 
 def reason(error: Exception) -> str:

@@ -310,14 +310,19 @@ def test_a_damaged_member_of_an_archive_spoils_no_other(tmp_path: Path) -> None:
     assert read_bytes(str(archive), "ISIC_3.jpg") == b"the pixels of ISIC_3"
 
 
-def test_the_lesions_of_isic_2019_are_those_of_its_metadata(tmp_path: Path) -> None:
+def test_lesions_and_patients_of_isic_2019_are_those_of_its_metadata(tmp_path: Path) -> None:
     truth = "image,MEL,NV\nISIC_1,1.0,0.0\nISIC_2,1.0,0.0\n"
     _files(tmp_path / "ISIC_2019_Training_Input", IMAGES[:2])
     (tmp_path / "ISIC_2019_Training_GroundTruth.csv").write_text(truth)
     (tmp_path / "ISIC_2019_Training_Metadata.csv").write_text(
-        "image,age_approx,lesion_id\nISIC_1,55.0,BCN_1\nISIC_2,55.0,BCN_1\n"
+        "image,age_approx,anatom_site_general,lesion_id,sex\n"
+        "isic_1,55.0,anterior torso,BCN_1,female\nISIC_2,,,BCN_1,female\n"
     )
-    assert read_source(tmp_path).table["lesion_id"].tolist() == ["BCN_1", "BCN_1"]
+    table = read_source(tmp_path).table
+    assert table["lesion_id"].tolist() == ["BCN_1", "BCN_1"]
+    assert table["sex"].tolist() == ["female", "female"]
+    assert table["localization"].tolist() == ["anterior torso", "unknown"]
+    assert table["age"].tolist() == pytest.approx([55, float("nan")], nan_ok=True)
 
 
 def test_the_predictions_of_an_evaluation_are_no_table_of_images(tmp_path: Path) -> None:

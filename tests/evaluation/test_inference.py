@@ -96,7 +96,7 @@ def test_folds_are_where_as_many_models_answer_for_each_and_for_no_other(
     assert (None if found is None else found.tolist()) == folds
 
 
-def test_out_of_fold_each_image_is_told_by_the_models_that_were_not_trained_on_it(
+def test_out_of_fold_each_image_is_told_by_the_models_that_were_chosen_by_it(
     checkpoint: Path, other: Path, tmp_path: Path
 ) -> None:
     facts = evaluate([checkpoint, other], split="out-of-fold", output=tmp_path)
@@ -111,7 +111,7 @@ def test_out_of_fold_each_image_is_told_by_the_models_that_were_not_trained_on_i
     for n, path in enumerate((checkpoint, other)):
         evaluate(path, split="all", output=tmp_path / str(n))
         alone.append(read(tmp_path / str(n)).set_index("image_id").loc[table.index, BOTH])
-    asked = [(split[table.index] != "train").to_numpy() for split in splits]
+    asked = [(split[table.index] == "val").to_numpy() for split in splits]
     only = asked[0] & ~asked[1]
     assert only.any()
     assert np.allclose(table[BOTH][only], alone[0][only], atol=1e-6)

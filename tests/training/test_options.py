@@ -616,6 +616,7 @@ def test_an_offline_run_of_weights_and_biases_holds_what_was_asked_for(
 def test_what_weights_and_biases_refuses_is_told(setting: str, told: str, run_here: Train) -> None:
     with pytest.raises(InputError, match=rf"refuses the run: .*{told}.*\n.*wandb\.enabled"):
         run_here("wandb.enabled=true", setting)
+    assert not list(Path("models").glob("*/version_*"))
 
 
 def read_records(path: Path) -> Any:

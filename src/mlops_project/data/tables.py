@@ -196,9 +196,14 @@ def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
         values = raw[column] if column in raw.columns else pd.Series("", index=raw.index)
         table[column] = values.mask(values.str.lower().isin(MISSING), "unknown")
     ages = raw["age"] if "age" in raw.columns else pd.Series("", index=raw.index)
-    ages = ages.str.replace(r"^(\d+),(\d+)$", r"\1.\2", regex=True)  # as Excel writes in Europe
-    table["age"] = pd.to_numeric(ages, errors="coerce").astype("float64")
+    table["age"] = _ages(ages)
     return table
+
+
+def _ages(texts: pd.Series) -> pd.Series:
+    """Years, float64."""
+    texts = texts.str.replace(r"^(\d+),(\d+)$", r"\1.\2", regex=True)  # as Excel writes in Europe
+    return pd.to_numeric(texts, errors="coerce").astype("float64")
 
 
 def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
@@ -226,24 +231,24 @@ def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
         table[column] = "unknown"
     table["dataset"] = path.stem.removesuffix("_GroundTruth")
     table["age"] = float("nan")
-    # ISIC 2018 and 2019 have their lesions in tables of these names.
+    # ISIC 2018 and 2019 have their lesions, and the latter its patients, in tables of these names.
     lists = {*folder.rglob("*LesionGroupings*.csv"), *folder.rglob("*_Metadata.csv")}
     for groups in sorted(p for p in lists if not is_junk(p)):
-        grouping = read_table(groups)
-        if "lesion_id" not in grouping.columns and groups.name.endswith("_Metadata.csv"):
+        more = read_table(groups)
+        more.columns = renamed(more.columns)
+        if not groups.name.endswith("_Metadata.csv"):
+            _require(more, ("image_id", "lesion_id"), groups)
+        elif "image_id" not in more.columns:
             continue
-        _require(grouping, ("image", "lesion_id"), groups)
-        images = without_ending(grouping["image"])
-        told = ~grouping["lesion_id"].str.lower().isin(MISSING)
-        lesion = dict(zip(images[told], grouping.loc[told, "lesion_id"], strict=True))
-        table["lesion_id"] = [
-            lesion.get(image, known)
-            for image, known in zip(table["image_id"], table["lesion_id"], strict=True)
-        ]
-        confirmed = "diagnosis_confirm_type"
-        if confirmed in grouping.columns:
-            kinds = dict(zip(images, grouping[confirmed], strict=True))
-            table["dx_type"] = table["image_id"].map(kinds).fillna(table["dx_type"])
+        more = more.rename(columns={"diagnosis_confirm_type": "dx_type"})
+        images = table["image_id"].map(plain)
+        names = without_ending(more["image_id"]).map(plain)
+        for column in ("lesion_id", "dx_type", "sex", "localization", "age"):
+            if column in more.columns:
+                values = _ages(more[column]) if column == "age" else more[column]
+                told = ~more[column].str.lower().isin(MISSING)
+                known = dict(zip(names[told], values[told], strict=True))
+                table[column] = images.map(known).fillna(table[column])
     return table
 
 

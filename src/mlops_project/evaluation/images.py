@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mlops_project import settings
+from mlops_project.data.archives import plain
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.diagnoses import BINARY
 from mlops_project.data.sources import Source, read_source
@@ -284,22 +285,28 @@ def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
     Returns:
         "train", "val", "test" or "unused" for each row, dtype object [N].
     """
-    of_image = dict(zip(seen["image_id"], seen["split"], strict=True))
+    of_image = dict(zip(map(plain, seen["image_id"]), seen["split"], strict=True))
     of_lesion: dict[str, str] = {}
     for lesion, part in zip(seen["lesion_id"], seen["split"], strict=True):
         if of_lesion.get(lesion, UNUSED) == UNUSED:
             of_lesion[lesion] = part
-    # Without a table, folders and endings tell images of the same name apart.
-    bare = without_ending(table["image_id"]).map(lambda name: name.rsplit("/", 1)[-1])
+    whole, bare = names_of(table["image_id"])
     return np.array(
         [
             of_image.get(image) or of_image.get(name) or of_lesion.get(lesion, "test")
-            for image, name, lesion in zip(
-                table["image_id"], bare, told_lesions(table), strict=True
-            )
+            for image, name, lesion in zip(whole, bare, told_lesions(table), strict=True)
         ],
         dtype=object,
     )
+
+
+def names_of(image_ids: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """What images may be called elsewhere, `plain`: their ids, and these without folder and ending.
+
+    Where there is no table, folders and endings tell images of the same name apart.
+    """
+    bare = without_ending(image_ids).map(lambda name: name.rsplit("/", 1)[-1])
+    return image_ids.map(plain), bare.map(plain)
 
 
 def split_of_all(parts: np.ndarray) -> np.ndarray:

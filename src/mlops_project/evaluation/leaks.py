@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from mlops_project.data import same_pictures
+from mlops_project.data.archives import plain
 from mlops_project.data.splits import told_lesions
 from mlops_project.errors import InputError
-from mlops_project.evaluation.images import Images, moved_to, open_images
+from mlops_project.evaluation.images import Images, moved_to, names_of, open_images
 from mlops_project.evaluation.trained_model import TrainedModel
 
 NEAR = ("image_id", "training_image_id", "similarity")
@@ -129,7 +130,8 @@ def audit(
     parts = [pd.DataFrame(split) for split in seen]
     trained = [part[part["split"] == "train"] for part in parts]
     validated = [part[part["split"] == "val"] for part in parts]
-    same_image = _shared(image, "image_id", trained, asked)
+    called = names_of(evaluated["image_id"])
+    same_image = _same_name(called, trained, asked)
     told = pd.Index(told_lesions(evaluated))
     same_lesion = _shared(told, "lesion_id", trained, asked)
     if training is not None:  # the table may have been corrected since
@@ -151,7 +153,7 @@ def audit(
         near = near.sort_values("similarity", ascending=False).drop_duplicates("image_id")
     found = direct | image.isin(near["image_id"])
     leaks = lesion.isin(lesion[found])
-    chosen_by = _shared(image, "image_id", validated, asked)
+    chosen_by = _same_name(called, validated, asked)
     chosen_by |= _shared(told, "lesion_id", validated, asked)
     facts = {
         "status": "overlap" if leaks.any() else "unknown" if missing else "clean",
@@ -173,6 +175,15 @@ def audit(
     }
     listed = ", ".join(f"{way}: {own.sum():,}" for way, own in ways.items() if own.any())
     return facts | {"sentence": _sentence(facts, len(image), listed)}
+
+
+def _same_name(
+    names: Sequence[pd.Series], parts: list[pd.DataFrame], asked: np.ndarray
+) -> np.ndarray:
+    """Which images are in the part of a model that is asked about them, by `names_of`, bool [N]."""
+    known = [part["image_id"].map(plain) for part in parts]
+    found = [np.logical_or.reduce([own.isin(ids) for own in names]) for ids in known]
+    return (np.stack(found) & asked).any(axis=0)
 
 
 def _shared(ids: pd.Index, column: str, parts: list[pd.DataFrame], asked: np.ndarray) -> np.ndarray:

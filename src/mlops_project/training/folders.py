@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import re
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ def new_run_folder(model: str, root: Path = MODELS) -> Path:
             number += 1
         else:
             return folder
+
+
+def discard(folder: Path) -> None:
+    """Removes the folder of a run that has come to nothing."""
+    release()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_folders(model: str, root: Path = MODELS) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The loss of each image; a batch's loss is their (weighted) mean."""
+"""The loss of each image; an epoch's is their (weighted) mean."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ class ClassificationLoss(nn.Module):
             targets: class indices int64 [B], or class shares float [B, K] after mixing.
 
         Returns:
-            Weighted loss of each image [B] and its weight [B], both float32; the batch's loss is
-            the sum of the first over the sum of the second.
+            Weighted loss of each image [B] and its weight [B], both float32. An epoch's loss is the
+            sum of the first over the sum of the second; a step goes by the sum of the first over
+            the number of its images.
         """
         logits, smooth = logits.float(), targets
         offsets = logits.new_zeros(logits.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -29,10 +30,24 @@ def _run(words: list[str]) -> int:
         except KeyboardInterrupt as error:
             number = getattr(error, "number", signal.SIGINT)
             # A terminal has sent Ctrl-C to both; a second one would end the run at once.
-            if number != signal.SIGINT or not sys.stdin.isatty():
+            if number != signal.SIGINT or not _in_the_foreground():
                 process.send_signal(number)
         else:
             return 128 - code if code < 0 else code
+
+
+def _in_the_foreground() -> bool:
+    """Whether a terminal sends its Ctrl-C to this process and those that it has started."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY)  # its own, wherever its input comes from
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def _check(config: Config) -> None:

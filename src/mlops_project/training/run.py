@@ -143,36 +143,37 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
             folder = folders.new_run_folder(config.model.name)
             folders.hold(folder)
             logs.clear(folder)
-    if config.training.learning_rate == "auto":
-        with _single_images(config):
-            config.training.learning_rate = find_learning_rate(config, built, data, folder)
-        pl.seed_everything(config.seed, verbose=False)
-    earlier = checkpoints.learned_before(config, data, resume.facts if resume else None)
-    module = build_module(config, built, data, auto, earlier)
-    if folder is not None:
-        if resume:
-            resume.rewind(folder)
-        summary.describe(config, built, data, folder)
-        if resume:
-            log.info("going on from %s", resume.told)
-            if resume.epochs_done >= config.training.max_epochs:
-                log.info("all of its epochs are done: only the test is repeated")
-        if config.data.preview:
-            draw_preview(data, module.augmentation, folder / "preview.png")
-    # A run that starts from another one's checkpoint is another one to the loggers, too.
-    positions = resume.positions if resume and resume.folder else {}
-    loggers = logs.build_loggers(config, folder, positions) if folder else []
-    guard = NonFinite(config.training, data, folder)
-    metrics = EpochMetrics(guard.refuse)
-    options = config.training
-    history = History(folder, metrics, options.monitor_metric, options.log_every_n_steps)
-    path = str(resume.path) if resume else None
-    keeper = Checkpoints(options, folder, history, guard, Interruption(), path)
-    speed = Speed(folder)
-    trainer = build_trainer(config, folder, [metrics, history, guard, speed, keeper], loggers)
-    wandb_logger = next((g for g in trainer.loggers if isinstance(g, WandbLogger)), None)
-    if wandb_logger is not None:
-        weights_and_biases.watch(wandb_logger, config, module.network)
+    with _discarded_unless_it_begins(folder if resume is None or resume.folder is None else None):
+        if config.training.learning_rate == "auto":
+            with _single_images(config):
+                config.training.learning_rate = find_learning_rate(config, built, data, folder)
+            pl.seed_everything(config.seed, verbose=False)
+        earlier = checkpoints.learned_before(config, data, resume.facts if resume else None)
+        module = build_module(config, built, data, auto, earlier)
+        if folder is not None:
+            if resume:
+                resume.rewind(folder)
+            summary.describe(config, built, data, folder)
+            if resume:
+                log.info("going on from %s", resume.told)
+                if resume.epochs_done >= config.training.max_epochs:
+                    log.info("all of its epochs are done: only the test is repeated")
+            if config.data.preview:
+                draw_preview(data, module.augmentation, folder / "preview.png")
+        # A run that starts from another one's checkpoint is another one to the loggers, too.
+        positions = resume.positions if resume and resume.folder else {}
+        loggers = logs.build_loggers(config, folder, positions) if folder else []
+        guard = NonFinite(config.training, data, folder)
+        metrics = EpochMetrics(guard.refuse)
+        options = config.training
+        history = History(folder, metrics, options.monitor_metric, options.log_every_n_steps)
+        path = str(resume.path) if resume else None
+        keeper = Checkpoints(options, folder, history, guard, Interruption(), path)
+        speed = Speed(folder)
+        trainer = build_trainer(config, folder, [metrics, history, guard, speed, keeper], loggers)
+        wandb_logger = next((g for g in trainer.loggers if isinstance(g, WandbLogger)), None)
+        if wandb_logger is not None:
+            weights_and_biases.watch(wandb_logger, config, module.network)
 
     with warnings.catch_warnings():
         # Preparing batches in this process is the fast path here, not an oversight; and the
@@ -213,6 +214,17 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
     if wandb_logger is not None:  # last, for its server may let it wait
         weights_and_biases.finish(wandb_logger, config, result.checkpoint, test)
     return result
+
+
+@contextmanager
+def _discarded_unless_it_begins(folder: Path | None) -> Iterator[None]:
+    """Removes a new run's folder where the run ends before its training has begun."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            folders.discard(folder)
+        raise
 
 
 def _best(keeper: Checkpoints) -> tuple[Path, int, dict[str, Any]]:
