@@ -145,6 +145,27 @@ def test_a_read_only_folder_is_replaced_by_the_users_cache_folder(
     assert list(caches.iterdir()) == []
 
 
+def test_a_read_only_cache_serves_although_an_image_cannot_be_read(
+    table: pd.DataFrame, caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    Path(table["path"][3]).write_bytes(b"")
+    reports = processes.Queue()
+    for start in (_report, _report_as_ordinary_user):  # the first one builds it
+        _start(start, table, caches, reports)
+        told = reports.get()
+        while isinstance(told, logging.LogRecord):
+            told = reports.get()
+        if told is None:
+            pytest.skip("no folder is read-only for this user on this system")
+        path, _, unreadable = told
+        assert path == _folders(caches)[0]
+        assert list(unreadable) == [3]
+        for place in (caches, path, *path.iterdir()):
+            place.chmod(0o555 if place.is_dir() else 0o444)
+    assert not (tmp_path / "user").exists()
+
+
 def test_where_nothing_can_be_written_the_setting_is_named(
     table: pd.DataFrame, caches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,9 +97,15 @@ def open_cache(
     shape = (len(table), 3, side, side)
     rows = np.unique(np.asarray(rows, dtype=np.int64))
     path = Path(folder) / name
-    if _is_whole(path, shape) and not any(map(len, _lacking(path, shape, rows))):
-        # Nothing to wait for or to write: it may be another user's, or on a disk of many hosts.
-        return ImageCache(_map(path, shape), {}, path)
+    if _is_whole(path, shape):
+        # Another user's, or one on a disk of many hosts, may need no waiting and no writing.
+        absent, damaged = _lacking(path, shape, rows)
+        if not len(absent) and not len(damaged):
+            return ImageCache(_map(path, shape), {}, path)
+        if not len(damaged) and not os.access(path / "images.u8", os.W_OK):
+            unreadable = _why_unreadable(table, absent, side)
+            if unreadable is not None and len(unreadable) < len(rows):
+                return ImageCache(_map(path, shape), unreadable, path)
     path = _writable(Path(folder), name) / name
     try:
         with _locked(path.with_suffix(".lock")):
@@ -254,6 +260,28 @@ def _lacking(path: Path, shape: tuple[int, ...], rows: np.ndarray) -> tuple[np.n
     return np.setdiff1d(rows, flagged), np.array(bad, dtype=np.int64)
 
 
+def _decoded(table: pd.DataFrame, row: int, side: int) -> np.ndarray | str:
+    """An image, uint8 [3, side, side], or why it cannot be read."""
+    try:
+        path, member = str(table["path"].iat[row]), str(table["member"].iat[row])
+        return decode(read_bytes(path, member), side)
+    except UnreadableImage as error:
+        return str(error)
+    except (OSError, ValueError) as error:
+        return (str(error) or type(error).__name__).splitlines()[0][:120]
+
+
+def _why_unreadable(table: pd.DataFrame, rows: np.ndarray, side: int) -> dict[int, str] | None:
+    """The reasons of rows none of which can be read; None as soon as one can be."""
+    reasons = {}
+    for row in rows.tolist():
+        why = _decoded(table, row, side)
+        if not isinstance(why, str):
+            return None
+        reasons[row] = why
+    return reasons
+
+
 def _build(
     path: Path,
     shape: tuple[int, ...],
@@ -271,17 +299,13 @@ def _build(
     needed = len(rows) * 3 * side * side
     if shutil.disk_usage(path).free < needed * 1.02:
         raise _no_space(path, needed)
-    paths, members = table["path"].to_numpy(), table["member"].to_numpy()
     pixels_file = os.open(path / "images.u8", os.O_WRONLY)
     records_file = os.open(path / "rows.u32", os.O_WRONLY)
 
     def store(row: int) -> tuple[int, str | None]:
-        try:
-            pixels = decode(read_bytes(paths[row], members[row]), side)
-        except UnreadableImage as error:
-            return row, str(error)
-        except (OSError, ValueError) as error:
-            return row, (str(error) or type(error).__name__).splitlines()[0][:120]
+        pixels = _decoded(table, row, side)
+        if isinstance(pixels, str):
+            return row, pixels
         _write_all(pixels_file, pixels.tobytes(), row * pixels.nbytes)
         # Written after the pixels: what is flagged is there, even if the process is killed now.
         record = np.array([DONE, zlib.crc32(pixels.data)], dtype="<u4")
