@@ -297,6 +297,8 @@ def test_no_experiment_is_the_default() -> None:
     assert settings.load(["experiment=none"]) == default
     for words in (["experiment=null"], ["experiment=None"], ["experiment=fast", "experiment=null"]):
         assert settings.load(words) == default
+        assert settings.given(words) == frozenset()
+    assert settings.given(["experiment='none'"]) == frozenset()
 
 
 def test_the_training_s_learning_rate_wins_over_the_model_s() -> None:

@@ -41,7 +41,8 @@ def worker_failure(error: RuntimeError) -> str | None:
     None where the error is another one. PyTorch raises it wherever the program happens to be.
     """
     reason = str(error).strip().partition("\n")[0]
-    if not ("DataLoader worker" in reason or "unable to write to file" in reason):
+    # What a worker itself has raised comes as "Caught … in DataLoader worker".
+    if not reason.startswith(("DataLoader worker", "unable to write to file")):
         return None
     return (
         f"a process that prepares batches has failed ({reason.rstrip('. ')[:160]})\n"

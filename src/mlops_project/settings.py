@@ -47,10 +47,8 @@ def load(arguments: Sequence[str]) -> Config:
     """
     overrides = [hydra_overrides.checked(a) for a in hydra_overrides.normalise(arguments)]
     given = {name for name, _ in overrides}
-    # The last one counts, as for any other key: `experiment=none` takes an earlier one back.
-    experiment = next((v for n, v in reversed(overrides) if n == "experiment"), "none")
     texts = [f"{n}={v}" for n, v in overrides if n != "experiment"]
-    if experiment.strip("'\"").lower() not in NONE:
+    if experiment := _experiment(overrides):
         texts.insert(0, f"experiment={experiment}")
     if "model" not in given:
         # A variant alone names its model, as in a sweep over model.variant.
@@ -71,17 +69,24 @@ def given(arguments: Sequence[str]) -> frozenset[str]:
         arguments: as for `load`, which has accepted them.
     """
     named: set[str] = set()
-    for name, value in map(hydra_overrides.checked, hydra_overrides.normalise(arguments)):
-        if name == "experiment" and value.lower() not in NONE:
-            plain = value.strip("'\" ")
-            named |= _keys_in(hydra_overrides.CONFIGS / name / f"{plain}.yaml")
-        elif name in _NAMED:
+    overrides = [hydra_overrides.checked(a) for a in hydra_overrides.normalise(arguments)]
+    if experiment := _experiment(overrides):
+        named |= _keys_in(hydra_overrides.CONFIGS / "experiment" / f"{experiment}.yaml")
+    for name, _ in overrides:
+        if name in _NAMED:
             named.add(f"{name}.name")
         elif name not in GROUPS:
             named.add(name)
     # The model's value is what the training's follows.
     named |= {n.replace("model.", "training.") for n in named & _FOLLOWED}
     return frozenset(named)
+
+
+def _experiment(overrides: Sequence[tuple[str, str]]) -> str | None:
+    """The last one counts, as of any other key: `experiment=none` takes an earlier one back."""
+    found = next((value for name, value in reversed(overrides) if name == "experiment"), "none")
+    plain = found.strip("'\" ")
+    return None if plain.lower() in NONE else plain
 
 
 def _keys_in(path: Path) -> set[str]:

@@ -132,6 +132,12 @@ def test_a_mean_over_classes_has_the_interval_of_resamples_that_hold_all_of_them
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
         return measures.by_answer(weights, labels, probabilities.argmax(axis=1), 2)
 
+    wrong = np.eye(2)[[1] * 10 + [0] * 20 + [1]]
+    each = [measures.against_rest(np.ones((1, 31)), labels, wrong, k) for k in range(2)]
+    assert measures.overall(np.ones((1, 31)), labels, wrong, each)["macro_f1"][0] > 0
+    without = np.r_[np.ones(30), 0.0][None]
+    each = [measures.against_rest(without, labels, wrong, k) for k in range(2)]
+    assert np.isnan(measures.overall(without, labels, wrong, each)["macro_f1"][0])
     found = with_intervals(lesions, measure)["balanced_accuracy"]
     assert found["value"] == 0.5
     assert np.isnan(found["ci95"]).all()  # a constant answer has no other value

@@ -248,6 +248,8 @@ def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
                 values = _ages(more[column]) if column == "age" else more[column]
                 told = ~more[column].str.lower().isin(MISSING)
                 known = dict(zip(names[told], values[told], strict=True))
+                if not known:
+                    continue
                 table[column] = images.map(known).fillna(table[column])
     return table
 

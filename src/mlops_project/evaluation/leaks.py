@@ -52,13 +52,16 @@ def training_pictures(models: Sequence[TrainedModel], evaluated: Images) -> Pict
     for place, group in groupby(sorted(models, key=folder), folder):
         try:
             own = list(group)
-            images = open_images(own, moved_to(own, evaluated), "train")
+            # What was trained on before the run may be of another split of it.
+            part = "all" if any(model.facts.get("earlier") for model in own) else "train"
+            images = open_images(own, moved_to(own, evaluated), part)
+            learned = {i for model in own for i in _trained_on(seen_by(model))}
+            images = images.without(set(images.table["image_id"]) - learned)
         except InputError:
             continue  # `audit` sees what is missing
         ids = images.table["image_id"]
         trained = [
-            ids.isin(_trained_on(model.facts["split"])) & (folder(model) == place)
-            for model in models
+            ids.isin(_trained_on(seen_by(model))) & (folder(model) == place) for model in models
         ]
         small = same_pictures.thumbnails(images.data[0], images.rows)
         lesions = told_lesions(images.table).to_numpy(dtype=object)

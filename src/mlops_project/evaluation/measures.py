@@ -39,14 +39,14 @@ def overall(
         log_loss, ece and class_wise_ece (Kull et al., 2019; equal bins).
     """
     classes = probabilities.shape[1]
-    present = np.bincount(labels, minlength=classes) > 0
+    complete = _complete(weights, labels, classes)
     f1 = np.stack([e["f1_score"] for e in each])
     ranked = {n: np.stack([e[n] for e in each]) for n in ("auroc", "average_precision")}
     result = by_answer(weights, labels, probabilities.argmax(axis=1), classes) | {
-        "f1_score": np.nan_to_num(f1[1]) if classes == 2 else _mean(f1, present),
-        "macro_f1": _mean(f1, present),
+        "f1_score": np.nan_to_num(f1[1]) if classes == 2 else _mean(f1, complete),
+        "macro_f1": _mean(f1, complete),
     }
-    result |= {n: v[1] if classes == 2 else _mean(v, present) for n, v in ranked.items()}
+    result |= {n: v[1] if classes == 2 else _mean(v, complete) for n, v in ranked.items()}
     return result | calibration(weights, labels, probabilities)
 
 
@@ -75,11 +75,10 @@ def by_answer(
     """accuracy and balanced_accuracy of answers int [N], out of so many classes; float [R] each."""
     right = answers == labels
     found = [mean(weights, right, labels == k) for k in range(classes)]
-    present = np.bincount(labels, minlength=classes) > 0
     everywhere = np.ones(len(labels), dtype=bool)
     return {
         "accuracy": mean(weights, right, everywhere),
-        "balanced_accuracy": _mean(np.stack(found), present),
+        "balanced_accuracy": _mean(np.stack(found), _complete(weights, labels, classes)),
     }
 
 
@@ -159,14 +158,17 @@ def mean(weights: np.ndarray, values: np.ndarray, chosen: np.ndarray) -> np.ndar
     return _ratio(weights @ (values * chosen), weights @ chosen)
 
 
-def _mean(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Mean of values [K, R] over the classes, of what is not NaN.
+def _complete(weights: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Which weightings leave none of the classes out that have images, bool [R]."""
+    drawn = weights @ np.eye(classes)[labels] > 0
+    return drawn[:, np.bincount(labels, minlength=classes) > 0].all(axis=1)
 
-    NaN where there is nothing, or where one of the classes with images, bool [K], is NaN.
-    """
+
+def _mean(values: np.ndarray, complete: np.ndarray) -> np.ndarray:
+    """Mean of values [K, R] over the classes, of what is not NaN; NaN where not `complete`."""
     known = ~np.isnan(values)
     mean = _ratio(np.nansum(values, axis=0), known.sum(axis=0))
-    return np.where(known[present].all(axis=0), mean, np.nan)
+    return np.where(complete, mean, np.nan)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

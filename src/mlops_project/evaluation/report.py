@@ -148,12 +148,18 @@ def _validation(
     except InputError as error:
         return None, [missing + str(error).splitlines()[0]]
     gaps = [f"of the validation images, {own.absent}"] if own.absent else []
+    before = {i for model in models for i in model.facts.get("earlier", {}).get("image_id", [])}
+    if count := int(own.table["image_id"].isin(before).sum()):
+        gaps.append(
+            f"{count} of the {len(own.rows)} validation images, which what is calibrated is fitted "
+            "on, are among those that the weights had learned from before the run"
+        )
     predictions = predict(models, own, tta=tta)
     if several:
         gaps.append(
             f"what is calibrated was fitted on {len(predictions.table)} images of the folds, each "
-            "told by the models that were not trained on it: the mean of all differs from these, "
-            "so that thresholds and prediction sets may somewhat miss what they aim at"
+            "told by the models that have it in their validation split: the mean of all differs "
+            "from these, so that thresholds and prediction sets may somewhat miss what they aim at"
         )
         gaps += _unlike_folds(models, own)
     return predictions, gaps

@@ -56,12 +56,14 @@ def count_batches_once(network: nn.Module) -> None:
 
 
 def _hold_statistics(layer: Any, _inputs: Any) -> None:
+    if torch.compiler.is_compiling():
+        return  # a compiled pass counts once by itself
     if layer.training and torch._C._current_graph_task_id() != -1:  # within a backward pass
         layer.held_momentum, layer.momentum = layer.momentum, 0.0
 
 
 def _release_statistics(layer: Any, _inputs: Any, _result: Any) -> None:
-    if "held_momentum" in vars(layer):
+    if not torch.compiler.is_compiling() and "held_momentum" in vars(layer):
         layer.momentum = vars(layer).pop("held_momentum")
         layer.num_batches_tracked.sub_(1)
 

@@ -227,13 +227,13 @@ def learned_before(
         found = dict(resumed.get("earlier", {}))
         if data.split_hash() != resumed["split_hash"]:
             found = trained_on(resumed)
-    elif config.model.init_from is not None:
-        try:
-            found = trained_on(load_checkpoint(config.model.init_from)[ENTRY])
-        except ProjectError:
-            return {}  # weights that another program has written
     else:
-        return {}
+        found = {}
+        for path in (config.model.pretrained_path, config.model.init_from):
+            if path is None or Path(path).suffix == ".safetensors":
+                continue
+            with suppress(ProjectError):  # weights that another program has written
+                found = trained_on(_load(Path(path))[ENTRY])
     known = data.table["image_id"].isin(found.get("image_id", []))
     known |= told_lesions(data.table).isin(found.get("lesion_id", []))
     judged = {part: int(known[data.rows_of(part)].sum()) for part in ("val", "test")}

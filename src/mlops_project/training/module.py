@@ -89,7 +89,7 @@ class LesionClassifier(pl.LightningModule):
         return self.network(images)
 
     def on_fit_start(self) -> None:
-        if self.config.training.enable_checkpointing and self.compiled is None:
+        if self.config.training.enable_checkpointing:
             count_batches_once(self.network)
 
     def on_train_start(self) -> None:
