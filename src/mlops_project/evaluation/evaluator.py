@@ -86,6 +86,8 @@ def unmeasured(facts: dict[str, Any]) -> list[str]:
     """Why values of `measure` do not exist, or are not to be relied on, in sentences."""
     sentences = _unmeasured(facts)
     whole = [text for text in _unmeasured(facts["by_lesion"]) if text not in sentences]
+    if sum(known["n_images"] for known in facts["per_class"].values()) < facts.get("n_images", 0):
+        sentences = [f"of the images with a diagnosis: {text}" for text in sentences]
     sentences += [f"by lesion: {text}" for text in whole]
     few = [
         f"{name} ({known['n_lesions']})"

@@ -76,7 +76,9 @@ def _with_interval(known: tuple[float, float, float]) -> str:
 def _answers(facts: dict[str, Any], names: list[str]) -> str:
     known = facts.get("metrics")
     accuracy = metric(get(known, "accuracy"))
-    if math.isnan(accuracy[0]) or number(facts.get("n_images")) < FEWEST_OF_A_KIND:
+    counts = [number(get(facts, "per_class", name, "n_images")) for name in names]
+    measured = min(sum(counts), number(facts.get("n_images")))  # some may lack a diagnosis
+    if math.isnan(accuracy[0]) or measured < FEWEST_OF_A_KIND:
         return ""
     choice = f"one of {len(names)} classes" if len(names) != 2 else " or ".join(names)
     text = f"The model answers each image with {choice}. Of 100 images it gets {of_100(*accuracy)}"
