@@ -351,12 +351,14 @@ def test_a_run_goes_on_without_weights_and_biases_where_its_process_dies(
 ) -> None:
     script = str(hydra_overrides.CONFIGS.parent / "src/mlops_project/train.py")
     words = [*here, *BASE, "training.max_epochs=4", "wandb.enabled=true"]
+    # A process of its own, not that of this one, which other tests may have started.
+    environment = {n: v for n, v in os.environ.items() if n != "WANDB_SERVICE"}
     process = subprocess.Popen(
         [sys.executable, script, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "WANDB_MODE": "offline"},
+        env={**environment, "WANDB_MODE": "offline"},
     )
     assert process.stdout is not None
     told = []
