@@ -346,6 +346,7 @@ def test_weights_and_biases_goes_on_with_the_same_run(
     assert len(set(runs)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_weights_and_biases_where_its_process_dies(
     here: tuple[str, str], tmp_path: Path
 ) -> None:
