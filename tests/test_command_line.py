@@ -238,3 +238,33 @@ def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(run: Run) -> N
     ended = run("evaluate.py", "--checkpoint=~/gone.ckpt")
     assert ended.returncode == 2
     assert f"{Path.home() / 'gone.ckpt'}: no such checkpoint" in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_only_a_pipe_that_nobody_reads_any_more_is_no_failure(read: bool) -> None:
+    script = """
+        import sys
+        from mlops_project.command_line import run_command
+
+        def main():
+            sys.stdin.read()
+            raise BrokenPipeError  # of whatever connection
+
+        run_command(main)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    if not read:
+        process.stdout.close()
+    process.stdin.close()
+    told = process.stderr.read()
+    assert process.wait() == (1 if read else 0)
+    assert ("BrokenPipeError" in told) == read

@@ -424,3 +424,12 @@ def test_a_run_of_a_sweep_tells_weights_and_biases_unless_it_is_not_to(
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc123")
     assert settings.load([]).wandb.enabled
     assert not settings.load(["wandb.enabled=false"]).wandb.enabled
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["seed=range(3,1)"], "no run: a range"), (["seed=1,2", "foo"], "foo: not understood")],
+)
+def test_several_runs_that_are_none_are_refused(words: list[str], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        expand(words)

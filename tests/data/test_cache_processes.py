@@ -122,6 +122,18 @@ def _report_as_ordinary_user(table: pd.DataFrame, caches: Path, reports: Any) ->
         _report(table, caches, reports)
 
 
+def _open_in_a_read_only_folder(table: pd.DataFrame, caches: Path) -> tuple[Any, Any]:
+    """The warning, and what came of it."""
+    caches.mkdir()
+    caches.chmod(0o555)
+    reports = processes.Queue()
+    _start(_report_as_ordinary_user, table, caches, reports)
+    warning = reports.get()
+    if warning is None:
+        pytest.skip("no folder is read-only for this user on this system")
+    return warning, reports.get()
+
+
 def test_a_read_only_folder_is_replaced_by_the_users_cache_folder(
     table: pd.DataFrame,
     pixels: np.ndarray,
@@ -130,16 +142,9 @@ def test_a_read_only_folder_is_replaced_by_the_users_cache_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    caches.mkdir()
-    caches.chmod(0o555)
-    reports = processes.Queue()
-    _start(_report_as_ordinary_user, table, caches, reports)
-    warning = reports.get()
-    if warning is None:
-        pytest.skip("no folder is read-only for this user on this system")
+    warning, (path, images, _) = _open_in_a_read_only_folder(table, caches)
     other = tmp_path / "user" / "mlops_project"
     assert warning.getMessage() == f"{caches} is read-only: decoded images are kept in {other}"
-    path, images, _ = reports.get()
     assert path.parent == other
     assert (images == pixels).all()
     assert list(caches.iterdir()) == []
@@ -171,14 +176,7 @@ def test_where_nothing_can_be_written_the_setting_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    caches.mkdir()
-    caches.chmod(0o555)
-    reports = processes.Queue()
-    _start(_report_as_ordinary_user, table, caches, reports)
-    warning = reports.get()
-    if warning is None:
-        pytest.skip("no folder is read-only for this user on this system")
-    error = reports.get()
+    _, error = _open_in_a_read_only_folder(table, caches)
     assert isinstance(error, InputError)
     assert "data.cache=DIR names a folder" in str(error)
 

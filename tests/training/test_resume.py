@@ -415,7 +415,7 @@ def test_the_number_of_batches_cannot_change_within_an_epoch(
     with pytest.raises(InputError, match="made within an epoch"):
         train_here(resume, "data.batch_size=8", "training.allow_changes=true", plain=True)
     open_resume(str(LAST)).check_processes(1)
-    with pytest.raises(InputError, match="an epoch that 1 processes share, and not 2"):
+    with pytest.raises(InputError, match=r"processes \(1, now 2\) cannot change"):
         open_resume(str(LAST)).check_processes(2)
 
 

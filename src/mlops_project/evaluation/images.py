@@ -157,7 +157,7 @@ def open_images(
     differ = len({model.facts["split_hash"] for model in models}) > 1
     left_out = _left_out(parts[~before], split) if data_dir is not None or differ else ""
     rows = np.flatnonzero(wanted)
-    wanted_ids, known = (_known_images(models, s) for s in (split, "all"))
+    wanted_ids, known = (known_images(models, s) for s in (split, "all"))
     if data_dir is None:  # what the runs had is known, whatever has become of the table
         missing = wanted_ids - set(source.table["image_id"])
     else:
@@ -190,7 +190,7 @@ def _one_fold(table: pd.DataFrame, asked: np.ndarray) -> np.ndarray:
     return wanted
 
 
-def _known_images(models: Sequence[TrainedModel], split: str) -> set[str]:
+def known_images(models: Sequence[TrainedModel], split: str) -> set[str]:
     """Ids of the images that the runs had in a split."""
     parts = {"all": SPLITS, OUT_OF_FOLD: ("val",), ONE_FOLD: ("val",)}.get(split, (split,))
     found: set[str] = set()
@@ -258,7 +258,7 @@ def moved_to(models: Sequence[TrainedModel], images: Images) -> str | None:
     It is that if their own is not there, and it has all of their images.
     """
     here = any(Path(model.config.data.data_dir).is_dir() for model in models)
-    if here or not _known_images(models, "all") <= set(images.data[0].table["image_id"]):
+    if here or not known_images(models, "all") <= set(images.data[0].table["image_id"]):
         return None
     return str(images.folder)
 

@@ -16,6 +16,7 @@ from mlops_project.data.splits import told_lesions
 from mlops_project.errors import InputError
 from mlops_project.evaluation.images import Images, moved_to, names_of, open_images
 from mlops_project.evaluation.trained_model import TrainedModel
+from mlops_project.training.checkpoints import trained_on
 
 NEAR = ("image_id", "training_image_id", "similarity")
 
@@ -55,13 +56,14 @@ def training_pictures(models: Sequence[TrainedModel], evaluated: Images) -> Pict
             # What was trained on before the run may be of another split of it.
             part = "all" if any(model.facts.get("earlier") for model in own) else "train"
             images = open_images(own, moved_to(own, evaluated), part)
-            learned = {i for model in own for i in _trained_on(seen_by(model))}
+            learned = {i for model in own for i in trained_on(model.facts)["image_id"]}
             images = images.without(set(images.table["image_id"]) - learned)
         except InputError:
             continue  # `audit` sees what is missing
         ids = images.table["image_id"]
         trained = [
-            ids.isin(_trained_on(seen_by(model))) & (folder(model) == place) for model in models
+            ids.isin(trained_on(model.facts)["image_id"]) & (folder(model) == place)
+            for model in models
         ]
         small = same_pictures.thumbnails(images.data[0], images.rows)
         lesions = told_lesions(images.table).to_numpy(dtype=object)
@@ -82,12 +84,6 @@ def seen_by(model: TrainedModel) -> dict[str, list[str]]:
     before = {name: earlier.get(name, []) for name in ("image_id", "lesion_id")}
     before["split"] = ["train"] * len(before["image_id"])
     return {name: split[name] + more for name, more in before.items()}
-
-
-def _trained_on(split: dict[str, list[str]]) -> list[str]:
-    """The image ids of a training split."""
-    pairs = zip(split["image_id"], split["split"], strict=True)
-    return [image for image, part in pairs if part == "train"]
 
 
 def audit(

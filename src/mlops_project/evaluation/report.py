@@ -16,7 +16,14 @@ from mlops_project import settings
 from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
 from mlops_project.evaluation import entries, evaluator, leaks
-from mlops_project.evaluation.images import ONE_FOLD, Images, known_split, moved_to, open_images
+from mlops_project.evaluation.images import (
+    ONE_FOLD,
+    Images,
+    known_images,
+    known_split,
+    moved_to,
+    open_images,
+)
 from mlops_project.evaluation.inference import Predictions, predict
 from mlops_project.evaluation.presentation import terminal
 from mlops_project.evaluation.presentation.model_card import write_model_card
@@ -141,7 +148,7 @@ def _validation(
     seen = [known_split(images.table, model.facts["split"]) for model in models]
     if any("val" in parts for parts in seen):
         return None, [f"{missing}they are fitted on images that are evaluated here"]
-    several = len({_validation_images(model) for model in models}) > 1
+    several = len({frozenset(known_images([model], "val")) for model in models}) > 1
     try:
         part = ONE_FOLD if several else "val"
         own = open_images(models, moved_to(models, images), part, images.class_names)
@@ -163,12 +170,6 @@ def _validation(
         )
         gaps += _unlike_folds(models, own)
     return predictions, gaps
-
-
-def _validation_images(model: TrainedModel) -> frozenset[str]:
-    split = model.facts["split"]
-    pairs = zip(split["image_id"], split["split"], strict=True)
-    return frozenset(image for image, part in pairs if part == "val")
 
 
 def _unlike_folds(models: Sequence[TrainedModel], images: Images) -> list[str]:

@@ -232,7 +232,7 @@ def learned_before(
         for path in (config.model.pretrained_path, config.model.init_from):
             if path is None or Path(path).suffix == ".safetensors":
                 continue
-            with suppress(ProjectError):  # weights that another program has written
+            with suppress(ProjectError, KeyError):  # of another program, or an earlier version
                 found = trained_on(_load(Path(path))[ENTRY])
     known = data.table["image_id"].isin(found.get("image_id", []))
     known |= told_lesions(data.table).isin(found.get("lesion_id", []))

@@ -99,8 +99,9 @@ class Resume:
         before = keeper.get("processes", count)  # earlier ones lack it
         if self.within_epoch and before != count:
             raise InputError(
-                f"{self.path}: made within an epoch that {before} processes share, and not {count}"
-                "\nA checkpoint of the end of an epoch (epoch=….ckpt) can go on with any number."
+                f"{self.path}: made within an epoch, where the number of processes ({before}, now "
+                f"{count}) cannot change\nA checkpoint of the end of an epoch (epoch=….ckpt) can go "
+                "on with any."
             )
 
     def check_network(self, network: nn.Module) -> None:
