@@ -100,8 +100,8 @@ class Resume:
         if self.within_epoch and before != count:
             raise InputError(
                 f"{self.path}: made within an epoch, where the number of processes ({before}, now "
-                f"{count}) cannot change\nA checkpoint of the end of an epoch (epoch=….ckpt) can go "
-                "on with any."
+                f"{count}) cannot change\nA checkpoint of the end of an epoch (epoch=….ckpt) "
+                "can go on with any."
             )
 
     def check_network(self, network: nn.Module) -> None:
