@@ -39,7 +39,7 @@ OUT_OF_MEMORY = (
 )
 
 
-def run_command(main: Callable[[], int | None]) -> NoReturn:
+def run_command(main: Callable[[], int | None], *, out_of_memory: str = OUT_OF_MEMORY) -> NoReturn:
     """Runs a command and ends the process with its exit code.
 
     0 done, 1 failed, 2 the user's input, 130 Ctrl-C, 143 SIGTERM. What a user or the machine can
@@ -47,6 +47,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
     Args:
         main: returns its exit code, None for 0.
+        out_of_memory: what to tell where the machine's or the GPU's memory was too small.
     """
     for number in ENDING_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
@@ -65,9 +66,9 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             raise
         code = 0
     except MemoryError:
-        code = _fail(OUT_OF_MEMORY, EXIT_FAILED)
+        code = _fail(out_of_memory, EXIT_FAILED)
     except RuntimeError as error:
-        message = OUT_OF_MEMORY if is_out_of_memory(error) else worker_failure(error)
+        message = out_of_memory if is_out_of_memory(error) else worker_failure(error)
         if message is None:
             _log_crash()
             raise
@@ -125,7 +126,7 @@ def _end_workers() -> None:
         worker.kill()
 
 
-def run_typer(app: typer.Typer) -> NoReturn:
+def run_typer(app: typer.Typer, *, out_of_memory: str = OUT_OF_MEMORY) -> NoReturn:
     """`run_command` for a command whose options typer reads."""
     from typer import Abort
 
@@ -144,7 +145,7 @@ def run_typer(app: typer.Typer) -> NoReturn:
             error.show()
             return error.exit_code
 
-    run_command(main)
+    run_command(main, out_of_memory=out_of_memory)
 
 
 def _expanded(option: re.Match[str]) -> str:

@@ -16,6 +16,11 @@ from mlops_project.command_line import run_typer
 from mlops_project.console import start_console
 from mlops_project.threads import wait_longer_if_alone
 
+OUT_OF_MEMORY = (
+    "out of memory: end other programs that use it; with CUDA_VISIBLE_DEVICES= before the command "
+    "the processor's memory is used instead of the GPU's"
+)
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
@@ -96,4 +101,4 @@ def evaluate(
 
 
 if __name__ == "__main__":
-    run_typer(app)
+    run_typer(app, out_of_memory=OUT_OF_MEMORY)

@@ -371,5 +371,5 @@ def _no_space(path: Path, needed: int) -> ProjectError:
     return ProjectError(
         f"{path}: the disk is full: decoded images need {needed / 2**20:.0f} MiB, "
         f"{free / 2**20:.0f} MiB are free\n"
-        "Make room, or name a folder on another disk: data.cache=FOLDER"
+        "Make room, or train with a folder on another disk: data.cache=FOLDER"
     )

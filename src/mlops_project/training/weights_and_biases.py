@@ -21,6 +21,7 @@ from mlops_project.printable import printable
 log = logging.getLogger("mlops_project")
 
 PROBE_SECONDS = 3.0  # wandb.init itself waits 90 s for a server that is not there
+PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -84,23 +85,24 @@ def build_logger(config: Config, folder: Path, run_id: str | None = None) -> Wan
 def _why_offline() -> str | None:
     """Why no server can be reached; None if one can."""
     import wandb
-    from wandb.errors import UsageError
+    from wandb.errors import AuthenticationError, UsageError
 
     try:
-        known = bool(wandb.api.api_key)
+        address = urlsplit(wandb.setup().settings.base_url)
     except (UsageError, ValueError):
         return None  # `watch` tells what is wrong with the environment's settings
-    if not known:
-        return "no account is known (`uv run wandb login`)"
-    if any(os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")):
-        return None  # only the proxy knows
-    address = urlsplit(wandb.setup().settings.base_url)
-    port = address.port or (443 if address.scheme == "https" else 80)
+    # Behind a proxy only that one knows.
+    if not any(os.environ.get(n) for n in PROXIES):
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((address.hostname or "", port), PROBE_SECONDS).close()
+        except OSError:
+            return f"{address.hostname} cannot be reached"
     try:
-        socket.create_connection((address.hostname or "", port), PROBE_SECONDS).close()
-    except OSError:
-        return f"{address.hostname} cannot be reached"
-    return None
+        known = wandb.login(prompt=False, verify=False)
+    except (AuthenticationError, UsageError, ValueError):
+        return None  # as above
+    return None if known else "no account is known (`uv run wandb login`)"
 
 
 def watch(logger: WandbLogger, config: Config, network: nn.Module) -> None:
