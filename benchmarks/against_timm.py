@@ -36,7 +36,7 @@ from mlops_project import settings
 from mlops_project.evaluation.comparison import compare
 from mlops_project.evaluation.evaluator import measure
 from mlops_project.models.weights import load_file
-from mlops_project.training.run import open_data
+from mlops_project.training.preparation import open_data
 
 SIDE, BATCH = 192, 32
 NETWORK = "tf_efficientnetv2_b0"

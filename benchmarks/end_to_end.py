@@ -35,8 +35,9 @@ from torchvision import transforms
 from mlops_project import settings
 from mlops_project.data.demo import generate
 from mlops_project.models.build import IMAGENET_MEAN, IMAGENET_STD, build_model
+from mlops_project.training.preparation import open_data
 from mlops_project.training.presets import device_type
-from mlops_project.training.run import open_data, train
+from mlops_project.training.run import train
 
 WORKERS = 2
 EPOCHS = 3  # of each run; the first one is not counted

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from mlops_project import settings
 from mlops_project.data.demo import generate
-from mlops_project.training.run import open_data
+from mlops_project.training.preparation import open_data
 
 BATCH, EPOCHS = 256, 6
 TRAIN = str(Path(__file__).parents[1] / "src/mlops_project/train.py")

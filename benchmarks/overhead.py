@@ -21,7 +21,8 @@ from mlops_project.data.demo import generate
 from mlops_project.models.build import build_model
 from mlops_project.training.module import build_module
 from mlops_project.training.optimizers import build_optimizer, parameter_groups
-from mlops_project.training.run import open_data, train
+from mlops_project.training.preparation import open_data
+from mlops_project.training.run import train
 
 
 def main() -> None:

@@ -65,9 +65,7 @@ def run_command(main: Callable[[], int | None], *, out_of_memory: str = OUT_OF_M
             _log_crash()
             raise
         code = 0
-    except MemoryError:
-        code = _fail(out_of_memory, EXIT_FAILED)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         message = out_of_memory if is_out_of_memory(error) else worker_failure(error)
         if message is None:
             _log_crash()

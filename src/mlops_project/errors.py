@@ -29,13 +29,15 @@ class InputError(ProjectError):
     exit_code = EXIT_USER_INPUT
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's or the machine's memory was too small; PyTorch has no one class for both."""
-    said = str(error)
-    return any(words in said for words in _TOO_LITTLE_MEMORY)
+    if isinstance(error, RuntimeError):
+        said = str(error)
+        return any(words in said for words in _TOO_LITTLE_MEMORY)
+    return isinstance(error, MemoryError)
 
 
-def worker_failure(error: RuntimeError) -> str | None:
+def worker_failure(error: BaseException) -> str | None:
     """What to tell where a process that prepares batches has died, or had no room to pass one on.
 
     None where the error is another one. PyTorch raises it wherever the program happens to be.

@@ -28,10 +28,14 @@ MAX_FILE_BYTES = 2**20  # of a file of configs/
 # What tells the repetitions of one experiment apart.
 REPEATED = ("seed", "data.fold")
 # A resumed run may be given other values of these, but what comes of it depends on them.
-_SHAPING = {
+FREE_BUT_SHAPING = {
     *("data.data_dir", "training.early_stopping_patience", "training.max_time"),
     *("training.on_nonfinite", "training.max_skipped_steps"),
 }
+# Where these are "auto", a run keeps to its end what it has found at its start: by trials, which
+# differ among repetitions of it, or as the fastest that changes the numbers by rounding alone.
+FOUND = {"data.batch_size", "training.learning_rate"}
+FASTEST = {"training.precision", "training.channels_last", "training.compile"}
 _NAMED = {"model", "data"}  # groups whose files are called by a setting of theirs
 _FOLLOWED = {"model.learning_rate", "model.weight_decay"}
 
@@ -189,7 +193,7 @@ def shaping(config: Config, auto: Collection[str] = ()) -> dict[str, Any]:
     container = to_container(config)
     found = {}
     for name, key in keys().items():
-        if key.facts["resume"] != "free" or name in _SHAPING:
+        if key.facts["resume"] != "free" or name in FREE_BUT_SHAPING:
             value: Any = container
             for part in name.split("."):
                 value = value[part]

@@ -19,7 +19,7 @@ from mlops_project.evaluation.images import OUT_OF_FOLD, Images, known_split, op
 from mlops_project.evaluation.leaks import Pictures, audit, training_pictures
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.settings import load
-from mlops_project.training.run import open_data
+from mlops_project.training.preparation import open_data
 
 Known = dict[str, list[str]]
 Make = Callable[..., TrainedModel]

@@ -282,3 +282,14 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_bytes(b"")
     with pytest.raises(InputError, match=r"a.ckpt: no finished run"):
         read_runs([tmp_path / "a.ckpt"])
+
+
+@pytest.mark.parametrize("damage", ["", "data: {crop_fraction: 0.01}", "data: [1"])
+def test_a_run_whose_settings_cannot_be_read_is_named(
+    damage: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "version_0"
+    shutil.copytree(checkpoint.parents[1], folder)
+    (folder / "config.yaml").write_text(damage)
+    with pytest.raises(InputError, match=r"version_0: the run cannot be read"):
+        read_runs([folder])

@@ -28,8 +28,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from mlops_project import settings
 from mlops_project.errors import InputError, Interrupted, ProjectError
 from mlops_project.models.build import build_model, stages
+from mlops_project.training.failures import memory_advice
 from mlops_project.training.module import side_in, sides_in
-from mlops_project.training.run import Result, memory_advice, open_data, train
+from mlops_project.training.preparation import open_data
+from mlops_project.training.run import Result, train
 from mlops_project.training.trainer import average
 from mlops_project.training.tuning import FOUND_RATE, find_learning_rate
 
@@ -571,6 +573,9 @@ def test_the_advice_for_too_little_memory_keeps_the_effective_batch() -> None:
     assert "data.batch_size=12" in message
     assert "training.accumulate_grad_batches=4" in message
     assert "model.variant=b0" in message
+    single = memory_advice(settings.load(["data.batch_size=1"]))
+    assert "Try data.batch_size" not in single
+    assert "training.enable_checkpointing=true" in single
     assert len(message.splitlines()) <= 3
 
 

@@ -212,6 +212,33 @@ def test_a_finished_run_only_repeats_its_test(train_here: Train) -> None:
     assert not (RUN / "previous.ckpt").exists()
 
 
+def test_a_finished_run_stays_as_it_is_where_going_on_is_refused(train_here: Train) -> None:
+    train_here("training.max_epochs=1")
+    before = {path: path.read_bytes() for path in sorted(RUN.rglob("*")) if path.is_file()}
+    with pytest.raises(InputError, match="refuses the run"):
+        train_here(
+            f"training.resume_from_checkpoint={LAST}",
+            *("wandb.enabled=true", "wandb.project=skin/lesion"),
+            plain=True,
+        )
+    after = {path: path.read_bytes() for path in sorted(RUN.rglob("*")) if path.is_file()}
+    assert after == before
+
+
+def test_auto_named_beside_a_checkpoint_replaces_a_number_but_not_what_was_found(
+    train_here: Train,
+) -> None:
+    train_here("training.max_epochs=1", "data.num_workers=1", "data.device_cache=false")
+    train_here(
+        f"training.resume_from_checkpoint={LAST}",
+        *("data.num_workers=auto", "data.device_cache=auto", "data.batch_size=auto"),
+        *("training.max_epochs=2", "training.allow_changes=true"),
+        plain=True,
+    )
+    data = load_checkpoint(LAST)["mlops_project"]["config"]["data"]
+    assert [data[n] for n in ("num_workers", "device_cache", "batch_size")] == ["auto", "auto", 16]
+
+
 def test_a_run_that_has_stopped_early_stays_so_unless_it_is_given_more_patience(
     train_here: Train,
 ) -> None:
@@ -243,7 +270,9 @@ def test_auto_goes_on_with_the_newest_unfinished_run_that_has_these_settings(
     unfinish()
     train_here("training.max_epochs=1", "data.mixup=0.2")  # version_1, other settings
     RUN.with_name("version_1").joinpath("results.json").unlink()
-    new_run_folder("baseline_cnn")  # version_2, killed before its first checkpoint
+    train_here("training.max_epochs=1", "training.early_stopping_patience=3")  # version_2, too
+    RUN.with_name("version_2").joinpath("results.json").unlink()
+    new_run_folder("baseline_cnn")  # version_3, killed before its first checkpoint
     capfd.readouterr()
     auto = "training.resume_from_checkpoint=auto"
     result = train_here("training.max_epochs=2", auto)

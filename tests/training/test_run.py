@@ -336,7 +336,7 @@ def test_the_end_of_several_runs_is_passed_on_to_the_one_that_is_running(disturb
     ended, output = disturb("epoch 2/", lambda process: process.terminate(), "-m", "seed=1,2")
     assert ended == 143, output
     assert "Traceback" not in output
-    assert "is saved. To go on" in output
+    assert "is saved\nTo go on" in output
     assert output.splitlines()[-1] == "1 of 2 runs were not started"
     assert not Path("models/baseline_cnn/version_1").exists()
 

@@ -15,7 +15,8 @@ from mlops_project import settings
 from mlops_project.config import DataConfig
 from mlops_project.models.build import build_model
 from mlops_project.training.module import build_module
-from mlops_project.training.run import Result, open_data, train
+from mlops_project.training.preparation import open_data
+from mlops_project.training.run import Result, train
 from mlops_project.training.speed import hint, model_rate
 
 Train = Callable[..., Result]

@@ -84,16 +84,16 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             container = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
             history = pd.read_csv(folder / "metrics.csv")
             _ = results["checkpoint"]
+            auto = results.get("auto", "").split()
+            kept = settings.shaping(settings.from_container(container), auto)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{folder}: no finished run ({Path(error.filename).name} is missing)\n"
                 "Name folders like models/resnet/version_0."
             ) from error
-        except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        except (ValueError, KeyError, TypeError, yaml.YAMLError, InputError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{folder}: the run cannot be read ({reason[:150]})") from error
-        auto = results.get("auto", "").split()
-        kept = settings.shaping(settings.from_container(container), auto)
         runs.append(Run(folder, kept, results, history))
     return runs
 

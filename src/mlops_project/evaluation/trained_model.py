@@ -87,7 +87,10 @@ def load_model(path: str | os.PathLike[str]) -> TrainedModel:
     """
     checkpoint = load_checkpoint(path)
     facts = checkpoint[ENTRY]
-    config = settings.from_container(facts["config"])
+    try:
+        config = settings.from_container(facts["config"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     built = build_model(config.model, facts["preprocessing"]["image_size"], load_weights=False)
     weights = {
         name.removeprefix("network."): value

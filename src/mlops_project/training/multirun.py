@@ -69,8 +69,6 @@ def _check(config: Config) -> None:
 def _finished(config: Config) -> Path | None:
     """The newest finished run with these settings."""
     wanted = settings.shaping(config)
-    # What else is "auto" changes the numbers by rounding only.
-    chosen = {"training.precision", "training.channels_last", "training.compile"}
     for folder in reversed(folders.run_folders(config.model.name)):
         if not (folder / folders.RESULTS).is_file():
             continue
@@ -80,7 +78,7 @@ def _finished(config: Config) -> Path | None:
             had = settings.shaping(before, auto.split())
         except (OSError, ValueError, KeyError, AttributeError, ProjectError):
             continue
-        given = {n: v for n, v in wanted.items() if n not in chosen or v != "auto"}
+        given = {n: v for n, v in wanted.items() if n not in settings.FASTEST or v != "auto"}
         if all(had[name] == value for name, value in given.items()):
             return folder
     return None

@@ -29,6 +29,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
 
 from mlops_project.errors import EXIT_FAILED, InputError, ProjectError
 from mlops_project.training.signals import leave_at_once
@@ -37,6 +38,11 @@ REPORTS = "MLOPS_PROJECT_REPORTS"  # environment: folder for last words
 FIRST = "MLOPS_PROJECT_FIRST"  # environment: id of the process that starts the others
 START_SECONDS = 600  # for all to arrive: the slowest may still have to read its modules
 GRACE_SECONDS = 8.0  # what the first process has to notice by itself that another has gone
+
+
+def is_first() -> bool:
+    """Whether this is the only process of the run, or the one that writes its files."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 
 def placement() -> tuple[int, int] | None:
@@ -222,7 +228,7 @@ def end_others() -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    if _started:
+    if REPORTS in _told:
         shutil.rmtree(_folder(), ignore_errors=True)
     _started.clear()
     while _told:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from mlops_project import setting_keys, settings
@@ -21,7 +20,7 @@ from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import link_or_copy, remove_unfinished
 from mlops_project.training import folders, logs
 from mlops_project.training.checkpoints import ENTRY, LAST, good_checkpoints, load_checkpoint
-from mlops_project.training.processes import tell
+from mlops_project.training.processes import is_first, tell
 
 log = logging.getLogger("mlops_project")
 
@@ -41,6 +40,8 @@ BATCHES = {
     "training.devices",
     "training.limit_train_batches",
 }
+# Where these are "auto", a run goes on with what it has.
+KEPT = settings.FOUND | settings.FASTEST | {"model.pretrained"}
 CHOSEN = "MLOPS_PROJECT_RESUME"  # environment: what the first process has found for `auto`
 
 
@@ -189,7 +190,7 @@ def open_resume(path: str) -> Resume:
         InputError: it cannot be read, or not resumed from, or another process goes on with the run.
     """
     folder = folders.run_folder_of(path)
-    if folder is not None and folder.is_dir() and _is_first():
+    if folder is not None and folder.is_dir() and is_first():
         folders.hold(folder)
     checkpoint = load_checkpoint(path)
     if checkpoint[ENTRY]["format"] < 2:
@@ -217,12 +218,8 @@ def open_resume(path: str) -> Resume:
     return resume
 
 
-def _is_first() -> bool:
-    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
-
-
 def _automatic(config: Config) -> str | None:
-    if CHOSEN in os.environ and not _is_first():
+    if CHOSEN in os.environ and not is_first():
         return os.environ[CHOSEN] or None
     reasons = []
     found_folders = reversed(folders.run_folders(config.model.name))
@@ -253,7 +250,7 @@ def _last_of(folder: Path, config: Config) -> tuple[Path | None, str]:
         return None, "is finished"
     if not _may_match(config, folder):
         return None, "has other settings"
-    if _is_first():
+    if is_first():
         folders.hold(folder)
     path, checkpoint = next(good_checkpoints(folder), (None, {}))
     if path is None or checkpoint[ENTRY]["format"] < 2:
@@ -281,10 +278,10 @@ def _may_match(config: Config, folder: Path) -> bool:
 
 
 def _differ(config: Config, container: dict[str, Any]) -> bool:
-    """Whether `auto` takes them for the settings of another run; other images are another run's."""
+    """Whether `auto` takes them for the settings of another run."""
     before = settings.from_container(container)
-    return Path(before.data.data_dir) != Path(config.data.data_dir) or bool(
-        differences(config, None, container)
+    return bool(differences(config, None, container)) or any(
+        _value(before, name) != _value(config, name) for name in settings.FREE_BUT_SHAPING
     )
 
 
@@ -303,7 +300,9 @@ def differences(
     for name, key in setting_keys.keys().items():
         old, new = _value(before, name), _value(now, name)
         rule = key.facts["resume"]
-        if (given is not None and name not in given) or rule == "free" or new in (old, "auto"):
+        if (given is not None and name not in given) or rule == "free" or new == old:
+            continue
+        if new == "auto" and (given is None or name in KEPT):
             continue
         if rule == "longer" and new > old:
             continue
@@ -338,8 +337,7 @@ def _settings(config: Config, given: frozenset[str] | None, resume: Resume) -> C
     for name in list(setting_keys.keys()):
         value = _value(config, name)
         named = given is None or name in given
-        # What was found for `auto` at the start of the run holds to its end.
-        if named and (value != "auto" or name == "data.cache"):
+        if named and (value != "auto" or name not in KEPT):
             group, _, leaf = name.rpartition(".")
             setattr(_group(merged, group), leaf, value)
     done = resume.epochs_done

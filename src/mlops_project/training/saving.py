@@ -198,7 +198,7 @@ class Checkpoints(Checkpoint):
             self._save(trainer, name)
             if not self.options.save_last and self.folder is not None:
                 # Left by an interruption, and now behind.
-                (self.directory / LAST).unlink(missing_ok=True)
+                trainer.strategy.remove_checkpoint(self.directory / LAST)
 
     def _ranked(self, values: dict[str, float]) -> list[str]:
         sign = 1 if monitor_mode(self.options.monitor_metric) == "min" else -1
@@ -212,7 +212,7 @@ class Checkpoints(Checkpoint):
             number = re.match(r"epoch=(\d+)", path.name)
             past = number is not None and int(number[1]) <= trainer.current_epoch
             if past and path.name not in self.best:
-                path.unlink(missing_ok=True)
+                trainer.strategy.remove_checkpoint(path)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         self._save(trainer, LAST)
@@ -234,12 +234,9 @@ class Checkpoints(Checkpoint):
 
     def _end_if_asked(self, trainer: pl.Trainer, number: int) -> None:
         if number:
-            path = self.directory / LAST
+            name, epoch = signal.Signals(number).name, trainer.current_epoch + 1
             raise Interrupted(
-                f"{signal.Signals(number).name}: epoch {trainer.current_epoch + 1}, step "
-                f"{trainer.global_step} is saved. To go on:\n"
-                "  uv run src/mlops_project/train.py "
-                f"training.resume_from_checkpoint={path}",
+                f"{name}: epoch {epoch}, step {trainer.global_step} is saved",
                 interrupted_by(number)[1],
             )
 

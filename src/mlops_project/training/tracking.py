@@ -23,7 +23,7 @@ from mlops_project.training.arrivals import Arrivals
 from mlops_project.training.folders import table_text
 from mlops_project.training.optimizers import Schedule
 from mlops_project.training.predictions import Predictions
-from mlops_project.training.processes import gather
+from mlops_project.training.processes import gather, is_first
 
 log = logging.getLogger("mlops_project")
 
@@ -70,7 +70,7 @@ class EpochMetrics(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         train = state_dict["train"]
-        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        if not is_first():
             # The first process has all of it; the others take part in gathering nothing.
             train = {name: values[:0] for name, values in train.items()}
         self.predictions.pop("train", None)
@@ -252,7 +252,7 @@ def start_logging(path: Path | None) -> None:
     warnings_log.propagate = False
     warnings_log.handlers.clear()
     if path is None:
-        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        first = is_first()
         keeping = MemoryHandler(1000, flushLevel=sys.maxsize)
         log.addHandler(keeping if first else logging.NullHandler())
         warnings_log.addHandler(logging.NullHandler())

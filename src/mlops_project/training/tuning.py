@@ -13,7 +13,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.tuner.tuning import Tuner
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from mlops_project.config import Config, TrainingConfig
@@ -30,7 +29,7 @@ from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel
 from mlops_project.training.module import build_module, recompute_activations
 from mlops_project.training.presets import device_type
-from mlops_project.training.processes import tell
+from mlops_project.training.processes import is_first, tell
 from mlops_project.training.trainer import lightning_precision
 
 log = logging.getLogger("mlops_project")
@@ -51,7 +50,7 @@ def _told(name: str, setting: str) -> str | None:
     Raises:
         InputError: in a process that was not started by the first one.
     """
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    if is_first():
         return None
     if name not in os.environ:
         raise InputError(f"{setting}=auto: name a number where torchrun or SLURM starts")
@@ -170,7 +169,7 @@ def find_batch_size(config: Config, network: nn.Module, size: int, images: int) 
                 options, precision, trial, torch.device(device), shape
             )
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             break
         if rates[batch] < (1 + GAIN) * max([0.0, *(r for b, r in rates.items() if b < batch)]):
