@@ -1,4 +1,4 @@
-"""What a prediction is worth: the metrics that training logs and evaluation reports."""
+"""What predictions are worth while a run goes on; evaluations use `evaluation.measures`."""
 
 from __future__ import annotations
 

@@ -28,11 +28,13 @@ def main() -> int:
             file=sys.stderr,
         )
     if {"-m", "--multirun"} & set(arguments):
+        from mlops_project.training.multirun import checked_jobs, run_each
+
+        jobs = checked_jobs([a for a in arguments if a not in ("-m", "--multirun")])
         from mlops_project.evaluation.presentation.runs_page import show_new
-        from mlops_project.training.multirun import run_each
 
         with show_new() as done:
-            return run_each([a for a in arguments if a not in ("-m", "--multirun")], done)
+            return run_each(jobs, done)
     if "--cfg" in arguments:
         import yaml
 

@@ -31,7 +31,7 @@ DAMAGED = (
     OverflowError,
 )
 
-# Of `image_files`
+# Path and member of each image by its name; and of those that differ, the paths of two files
 Files = tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]
 
 _archives = threading.local()

@@ -239,6 +239,8 @@ class BatchAugmentation(nn.Module):
 
     def _erased(self, u: np.ndarray, size: int) -> np.ndarray:
         """Erased boxes [B, 4], empty where an image is left whole."""
+        if not self.random_erasing:
+            return np.zeros((len(u), 4))
         area = ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * u[:, 1]
         low, high = np.log(ERASED_RATIO)
         ratio = np.exp(low + (high - low) * u[:, 2])

@@ -40,7 +40,9 @@ def places(
         flips = np.zeros((len(rows), 3), dtype=bool)
     else:
         corners = randomness.integers(seed, epoch, draws, "crop", margin + 1, 2)
-        exchanged = randomness.uniform(seed, epoch, draws, "transpose", 1) < transpose
+        exchanged = np.zeros((len(rows), 1), dtype=bool)
+        if transpose:
+            exchanged = randomness.uniform(seed, epoch, draws, "transpose", 1) < transpose
         flipped = randomness.uniform(seed, epoch, draws, "flip", 2)
         flips = np.column_stack([exchanged, flipped < (vertical_flip, horizontal_flip)])
     return np.column_stack([rows, corners, flips]).astype(np.int64)

@@ -273,7 +273,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         settings = self.settings
         on_device = self._device_has_images()
         dataset = self.dataset(augment=augment, places_only=on_device)
-        pin = torch.cuda.is_available() if settings.pin_memory == "auto" else settings.pin_memory
+        pin = self._goes_to_a_gpu() if settings.pin_memory == "auto" else settings.pin_memory
 
         def make(workers: int, batches: Any = batches) -> Loader:
             return Loader(
@@ -294,6 +294,11 @@ class HAM10000DataModule(pl.LightningDataModule):
             trial = trial_batches(rows, int(settings.batch_size), most)
             self._workers = choose_workers(lambda n: make(n, trial), most)
         return make(self._workers)
+
+    def _goes_to_a_gpu(self) -> bool:
+        if self.trainer is None:
+            return torch.cuda.is_available()
+        return bool(self.trainer.strategy.root_device.type == "cuda")
 
     def _device_has_images(self) -> bool:
         """Whether the decoded images are in the device's memory; brings them there if they fit."""

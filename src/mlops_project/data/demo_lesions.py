@@ -21,7 +21,6 @@ VIEW_WIDTH, VIEW_HEIGHT = 300, 225
 DARK, BLUE_GREY, RED = (62, 42, 36), (98, 108, 134), (176, 62, 60)
 PALE, WHITE, BROWN = (222, 190, 172), (238, 226, 216), (140, 92, 62)
 LAKE = (128, 28, 52)
-MANY = (DARK, BLUE_GREY, RED, WHITE)
 # A lesion is painted on a square of SIDE pixels that reaches from -REACH to REACH radii.
 SIDE, REACH = 208, 1.7
 # How far the average colour of a lesion is moved back to what was drawn for it, 1 is wholly.

@@ -38,9 +38,9 @@ def weightings(
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The middle share of the resampled values, NaN left out; (NaN, NaN) with fewer than half.
+    """The middle share of the resampled values; (NaN, NaN) where more than half of them are NaN.
 
-    So a mean over classes has the interval of resamples that hold each class, as the images do.
+    A mean over classes is NaN in resamples that lack one of them, and these are left out.
     """
     known = values[~np.isnan(values)]
     if len(known) < len(values) / 2:

@@ -62,8 +62,8 @@ class Images:
     def folds(self) -> np.ndarray | None:
         """Which fold each image is of, int64 [N], from 0; None if this is no cross-validation.
 
-        In one, each model answers for one fold only (or for none of these images), and as many of
-        them for each.
+        In one, each model answers for one fold, or for none of these images, and every fold has
+        as many models.
         """
         return folds_of(self.asked)
 

@@ -112,7 +112,7 @@ def binary(weights: np.ndarray, truth: np.ndarray, positive: np.ndarray) -> dict
 
 
 def seen_by(truth: np.ndarray, positive: np.ndarray) -> dict[str, np.ndarray]:
-    """Of which images the shares of `binary` are, bool [N] each; arguments as there."""
+    """The images in the denominator of each share of `binary`, bool [N]; arguments as there."""
     return {"sensitivity": truth, "specificity": ~truth, "ppv": positive, "npv": ~positive}
 
 

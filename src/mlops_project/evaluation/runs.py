@@ -57,12 +57,16 @@ class Group:
         """The best of each run."""
         return [str(run.results["checkpoint"]) for run in self.runs]
 
+    @property
+    def seeds(self) -> set[int]:
+        """Of its runs, each of which deals the images to other splits."""
+        return {run.settings["seed"] for run in self.runs}
+
     def is_cross_validation(self) -> bool:
         """Whether each fold of a cross-validation has been trained, once."""
         folds = self.runs[0].settings.get("data.folds")
         done = sorted(run.settings["data.fold"] for run in self.runs)
-        seeds = {run.settings["seed"] for run in self.runs}  # each deals other folds
-        return folds is not None and done == list(range(folds)) and len(seeds) == 1
+        return folds is not None and done == list(range(folds)) and len(self.seeds) == 1
 
 
 def finished(root: Path = MODELS) -> list[Path]:

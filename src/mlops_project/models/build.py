@@ -116,7 +116,8 @@ def _start_small(network: nn.Module) -> None:
         for part in module.modules():
             if isinstance(part, nn.Linear):
                 nn.init.trunc_normal_(part.weight, std=HEAD_STD)
-                nn.init.zeros_(part.bias) if part.bias is not None else None
+                if part.bias is not None:
+                    nn.init.zeros_(part.bias)
 
 
 def _build_baseline(settings: ModelConfig, image_size: int) -> BuiltModel:

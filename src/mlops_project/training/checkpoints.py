@@ -228,12 +228,13 @@ def learned_before(
         if data.split_hash() != resumed["split_hash"]:
             found = trained_on(resumed)
     else:
-        found = {}
+        found = {"image_id": [], "lesion_id": []}
         for path in (config.model.pretrained_path, config.model.init_from):
             if path is None or Path(path).suffix == ".safetensors":
                 continue
             with suppress(ProjectError, KeyError):  # of another program, or an earlier version
-                found = trained_on(_load(Path(path))[ENTRY])
+                for name, ids in trained_on(_load(Path(path))[ENTRY]).items():
+                    found[name] += ids
     known = data.table["image_id"].isin(found.get("image_id", []))
     known |= told_lesions(data.table).isin(found.get("lesion_id", []))
     judged = {part: int(known[data.rows_of(part)].sum()) for part in ("val", "test")}

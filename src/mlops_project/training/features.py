@@ -55,9 +55,9 @@ class Features:
 def compute_features(trainer: pl.Trainer, module: Any) -> Features | None:
     """Features of the images that look the same in each epoch.
 
-    That are those of the validation split and, where they are neither augmented nor growing, those
-    of the training split.
-    They are computed in batches that depend on nothing else, so that a resumed run has the same.
+    Those of the validation split and, where images neither are augmented nor grow, those of the
+    training split. They are computed in batches that depend on nothing else, so that a resumed run
+    has the same.
 
     Args:
         trainer, module: of the run; all but the head of the network is frozen.

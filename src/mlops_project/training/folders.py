@@ -107,7 +107,7 @@ def run_folder_of(checkpoint: str) -> Path | None:
     if not inside or not re.fullmatch(r"version_\d+", folder.name):
         return None
     relative = Path(os.path.relpath(folder))
-    # Of a folder above the present one its own names say more: a run is called by them.
+    # Not where that would be mostly "..": a run is called by the last three parts of its path.
     return folder if ".." in relative.parts[-3:] or len(relative.parts) < 3 else relative
 
 

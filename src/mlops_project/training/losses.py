@@ -57,12 +57,12 @@ class ClassificationLoss(nn.Module):
             sum of the first over the sum of the second; a step goes by the sum of the first over
             the number of its images.
         """
-        logits, smooth = logits.float(), targets
-        offsets = logits.new_zeros(logits.shape[1])
-        if self.logit_offsets is not None:
-            offsets = self.logit_offsets
+        logits, smooth, offsets = logits.float(), targets, self.logit_offsets
+        if offsets is not None:
             logits = logits + offsets
         if self.label_smoothing:
+            if offsets is None:
+                offsets = logits.new_zeros(logits.shape[1])
             smooth = torch.lerp(_shares(targets, logits), offsets.softmax(0), self.label_smoothing)
         if self.name == "focal":
             losses = self._focal(logits, smooth)

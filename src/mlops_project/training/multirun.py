@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -84,26 +83,40 @@ def _finished(config: Config) -> Path | None:
     return None
 
 
-def run_each(arguments: Sequence[str], done: list[Path]) -> int:
-    """Runs every combination of the comma-separated values, one after the other.
+Job = tuple[list[str], Config]  # overrides, and the settings that they make
+
+
+def checked_jobs(arguments: Sequence[str]) -> list[Job]:
+    """Every combination of the comma-separated values.
+
+    Args:
+        arguments: overrides as on the command line, without -m.
+
+    Raises:
+        InputError: for what any of them would refuse: a mistake in the last one should not be
+            found after hours.
+    """
+    jobs = [(job, settings.load(job)) for job in hydra_overrides.expand(arguments)]
+    for _, config in jobs:
+        _check(config)
+    return jobs
+
+
+def run_each(jobs: Sequence[Job], done: list[Path]) -> int:
+    """Trains each job, one after the other.
 
     A run that fails does not stop the others. With training.resume_from_checkpoint=auto those that
     are finished are not repeated, as when the command is given again after an interruption.
 
     Args:
-        arguments: overrides as on the command line, without -m.
+        jobs: of `checked_jobs`.
         done: is told the folders of runs that were finished before.
 
     Returns:
         0, or the exit code of the first run that failed.
     """
-    jobs = hydra_overrides.expand(arguments)
-    # A mistake in the last one should not be found after hours.
-    configs = [settings.load(job) for job in jobs]
-    for config in configs:
-        _check(config)
     first_failure = 0
-    for number, (job, config) in enumerate(zip(jobs, configs, strict=True), start=1):
+    for number, (job, config) in enumerate(jobs, start=1):
         again = config.training.resume_from_checkpoint == "auto"
         if again and (folder := _finished(config)) is not None:
             print(f"[{number}/{len(jobs)}] done already: {folder}/", flush=True)
@@ -115,5 +128,4 @@ def run_each(arguments: Sequence[str], done: list[Path]) -> int:
             print(f"{len(jobs) - number} of {len(jobs)} runs were not started", flush=True)
             return code
         first_failure = first_failure or code
-    logging.shutdown()
     return first_failure

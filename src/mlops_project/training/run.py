@@ -24,6 +24,7 @@ from mlops_project.training import (
     weights_and_biases,
 )
 from mlops_project.training.failures import failures, single_images
+from mlops_project.training.lean import make_lean
 from mlops_project.training.module import LesionClassifier, build_module
 from mlops_project.training.nonfinite import NonFinite
 from mlops_project.training.preparation import Prepared, prepare
@@ -124,6 +125,7 @@ def _assemble(prepared: Prepared, folder: Path | None) -> _Parts:
     keeper = Checkpoints(options, folder, history, guard, Interruption(), path)
     speed = Speed(folder)
     trainer = build_trainer(config, folder, [metrics, history, guard, speed, keeper], loggers)
+    make_lean(trainer, module)
     wandb_logger = next((g for g in trainer.loggers if isinstance(g, WandbLogger)), None)
     if wandb_logger is not None:
         weights_and_biases.watch(wandb_logger, config, module.network)

@@ -31,11 +31,11 @@ log = logging.getLogger("mlops_project")
 class Checkpoints(Checkpoint):
     """Keeps the best epochs and, in `last.ckpt`, where the run is.
 
-    `last.ckpt` is written after each epoch, every `checkpoint_every_n_steps` steps, every
-    `checkpoint_every_minutes` minutes and when a signal has asked for the end; always between two
-    optimizer steps. A checkpoint that is no longer among the best goes only once a newer
-    `last.ckpt` lies there that knows of it, so that a run can go on from what is on the disk at
-    any moment.
+    `last.ckpt` is written after each epoch (unless save_last=false), every
+    `checkpoint_every_n_steps` steps, every `checkpoint_every_minutes` minutes and when a signal has
+    asked for the end; always between two optimizer steps. A checkpoint that is no longer among the
+    best goes only once a newer `last.ckpt` lies there that knows of it, so that a run can go on
+    from what is on the disk at any moment.
 
     Lightning calls it after all other callbacks, whose state is complete then.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +17,6 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     RichProgressBar,
     TQDMProgressBar,
-    WeightAveraging,
 )
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import (
@@ -33,6 +31,7 @@ from mlops_project.config import Config, TrainingConfig
 from mlops_project.errors import InputError
 from mlops_project.metrics import monitor_mode
 from mlops_project.training import folders
+from mlops_project.training.averaging import MovingAverage
 from mlops_project.training.batch_norm import SyncedBatchNorm
 from mlops_project.training.checkpoints import AtomicCheckpointIO
 from mlops_project.training.finetuning import Unfreezing, freezes
@@ -68,9 +67,7 @@ def build_trainer(
     if freezes(options):
         callbacks.append(Unfreezing(options))
     if options.ema_decay:
-        # Where the weights are: by itself it would bring them to the CPU in each step.
-        device = device_type(options)
-        callbacks.append(WeightAveraging(device=device, multi_avg_fn=average(options.ema_decay)))
+        callbacks.append(MovingAverage(options.ema_decay, device_type(options)))
     bar = _progress_bar(options) if folder is not None else None
     strategy = _strategy(options)
     plugins: list[Any] = [AtomicCheckpointIO()]
@@ -104,9 +101,6 @@ def build_trainer(
         # Adam asks in each step whether there is a GPU, and Lightning has PyTorch find out in a way
         # that leaves processes free to fork, but takes longer. Without one there is no such danger.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-    # Of several processes each would wait for its GPU in each step, to ask the first one whether it
-    # was told to end; `Checkpoints` asks that without waiting.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
@@ -159,23 +153,6 @@ def _devices(options: TrainingConfig) -> int | str:
     return count
 
 
-def average(decay: float) -> Callable[..., None]:
-    """The moving average's update of many tensors, with a smaller decay in the first steps.
-
-    The decay is min(decay, (1 + n) / (10 + n)) after n updates, as TensorFlow's
-    ExponentialMovingAverage has it, since the first weights are not worth remembering.
-    """
-
-    def update(old: list[torch.Tensor], new: list[torch.Tensor], updates: torch.Tensor) -> None:
-        n = int(updates)
-        if old[0].is_floating_point():
-            torch._foreach_lerp_(old, new, 1 - min(decay, (1 + n) / (10 + n)))
-        else:  # a count of batches has no average
-            torch._foreach_copy_(old, new)
-
-    return update
-
-
 def lightning_precision(options: TrainingConfig) -> Any:
     """Lightning's word for `training.precision`, which is no longer `auto`."""
     name = options.precision.removesuffix("-mixed").removesuffix("-true")
@@ -191,7 +168,7 @@ def _strategy(options: TrainingConfig) -> Any:
         raise InputError("training.strategy=fsdp: needs GPUs; training.strategy=ddp runs anywhere")
     patience = timedelta(seconds=START_SECONDS)
     if options.strategy == "ddp" or (options.strategy == "auto" and several):
-        # A frozen stage has no gradient that the others could wait for.
+        # DDP would wait for the gradients of frozen parameters.
         return WatchedDDP(find_unused_parameters=freezes(options), timeout=patience)
     if options.strategy == "fsdp":
         return WatchedFSDP(timeout=patience)
@@ -201,8 +178,10 @@ def _strategy(options: TrainingConfig) -> Any:
 class _NoProfiler(PassThroughProfiler):
     """Lightning asks it some fifty times a step; its own makes a generator each time."""
 
+    _nothing = nullcontext()
+
     def profile(self, action_name: str) -> Any:
-        return nullcontext()
+        return self._nothing
 
 
 def _profiler(options: TrainingConfig, folder: Path | None) -> Profiler:
@@ -234,4 +213,7 @@ def _progress_bar(options: TrainingConfig) -> Callback | None:
     bars: dict[str, Any] = {"rich": _RichBar, "tqdm": TQDMProgressBar}
     if options.progress_bar == "none" or not sys.stdout.isatty():
         return None
-    return bars[options.progress_bar](leave=False)
+    # Rich draws a hundred times a second by default, in the time of the training; tqdm's rate is
+    # in steps.
+    rate = {"refresh_rate": 10} if options.progress_bar == "rich" else {}
+    return bars[options.progress_bar](leave=False, **rate)

@@ -27,7 +27,7 @@ from mlops_project.errors import (
 )
 from mlops_project.files import atomic_write
 from mlops_project.models.build import BuiltModel
-from mlops_project.training.module import build_module, recompute_activations
+from mlops_project.training.module import build_module
 from mlops_project.training.presets import device_type
 from mlops_project.training.processes import is_first, tell
 from mlops_project.training.trainer import lightning_precision
@@ -155,8 +155,6 @@ def find_batch_size(config: Config, network: nn.Module, size: int, images: int) 
         return int(known)
     options, device = config.training, device_type(config.training)
     trial = copy.deepcopy(network).to(device).train()
-    if options.enable_checkpointing:
-        recompute_activations(trial, config)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     precision = lightning_precision(options).removesuffix("-mixed")

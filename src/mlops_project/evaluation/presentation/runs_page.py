@@ -35,6 +35,7 @@ from mlops_project.evaluation.runs import (
 from mlops_project.files import atomic_write
 
 CURVES = {"val_loss": "validation loss", "val_balanced_accuracy": "balanced accuracy (validation)"}
+SEVERAL_SEEDS = "each seed splits the images anew: they differ by training and by what is tested"
 SHORT = {"balanced_accuracy": "bal. acc.", "f1_score": "F1", "auroc": "AUROC"}
 
 
@@ -53,7 +54,12 @@ def write_comparison(groups: Sequence[Group], folder: Path) -> list[Path]:
         "metrics": _measured(rows),
         "synthetic": synthetic,
         "groups": [
-            {"name": g.name, "folders": [str(r.folder) for r in g.runs], "next": next_command([g])}
+            {
+                "name": g.name,
+                "folders": [str(r.folder) for r in g.runs],
+                "note": SEVERAL_SEEDS if len(g.seeds) > 1 else "",
+                "next": next_command([g]),
+            }
             for g in groups
         ],
         "ensembles": [{"names": _names(e), "next": next_command(e)} for e in ensembles(groups)],
@@ -90,6 +96,8 @@ def show(groups: Sequence[Group], written: Sequence[Path] = ()) -> None:
     for one, row in zip(groups, rows, strict=True):
         own = " ".join(f"{name}={row[name]}" for name in differing(groups))
         lines.append(f"group {one.name}: {own or 'the same settings'} ({row['folders']})")
+        if len(one.seeds) > 1:
+            lines.append(f"  {SEVERAL_SEEDS}")
         if command := next_command([one]):
             lines.append(f"  as one: {command}")
     for members in ensembles(groups):
@@ -121,7 +129,7 @@ def next_command(groups: Sequence[Group]) -> str:
     Nothing for a single run, and for several seeds: what one of them tests another was trained on.
     """
     paths = [path for one in groups for path in one.checkpoints()]
-    seeds = {run.settings["seed"] for one in groups for run in one.runs}
+    seeds = set[int]().union(*(one.seeds for one in groups))
     if len(paths) == 1 or len(seeds) > 1:
         return ""
     kept = [run.settings for run in groups[0].runs]

@@ -1,0 +1,1 @@
+"""From batches to a saved model, and back from any interruption."""
