@@ -307,6 +307,13 @@ class TrainingConfig:
         minimum=0,
         below=1,
     )
+    sam_rho: float = key(
+        0.0,
+        "sharpness-aware minimisation, in twice the time: how far from the weights the gradients "
+        "are taken (0: off; 0.05 to 0.2 are usual)",
+        minimum=0,
+        source="Foret et al., Sharpness-Aware Minimization, ICLR 2021",
+    )
 
     # Loss
     loss: str = key("cross_entropy", "loss of an image", choices=("cross_entropy", "focal"))

@@ -33,6 +33,7 @@ from mlops_project.training.optimizers import (
     parameter_groups,
     time_share,
 )
+from mlops_project.training.sharpness import sharpness_aware
 
 Prepared = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -151,6 +152,14 @@ class LesionClassifier(pl.LightningModule):
         share = parts * self.trainer.world_size / images
         outputs["loss"] = total * share
         return outputs
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        if self.config.training.sam_rho:
+            rho = self.config.training.sam_rho
+            optimizer_closure = sharpness_aware(self.network, optimizer_closure, rho)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def _is_usual(self, images: torch.Tensor) -> bool:
         """Whether a batch has the shape that most have; only for that one is anything compiled."""

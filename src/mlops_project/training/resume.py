@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,37 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlops_project import setting_keys, settings
+from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.splits import split_hash
-from mlops_project.errors import InputError, ProjectError
+from mlops_project.errors import InputError
 from mlops_project.files import link_or_copy, remove_unfinished
 from mlops_project.training import folders, logs
-from mlops_project.training.checkpoints import ENTRY, LAST, good_checkpoints, load_checkpoint
-from mlops_project.training.processes import is_first, tell
+from mlops_project.training.changed_settings import check_changes, differences, merged
+from mlops_project.training.checkpoints import ENTRY, LAST, load_checkpoint
+from mlops_project.training.processes import is_first
+from mlops_project.training.unfinished import newest_unfinished
 
 log = logging.getLogger("mlops_project")
 
 POSITION = "HAM10000DataModule"  # where a checkpoint keeps the place in the order of the batches
-# What decides which batches an epoch has, in which order, and how many steps they make
-BATCHES = {
-    "seed",
-    "data.batch_size",
-    "data.sampler",
-    "data.subsample_percentage",
-    "data.stratified_sampling",
-    "data.val_fraction",
-    "data.folds",
-    "data.fold",
-    "data.test_fraction",
-    "training.accumulate_grad_batches",
-    "training.devices",
-    "training.limit_train_batches",
-}
-# Where these are "auto", a run goes on with what it has.
-KEPT = settings.FOUND | settings.FASTEST | {"model.pretrained"}
-CHOSEN = "MLOPS_PROJECT_RESUME"  # environment: what the first process has found for `auto`
 
 
 @dataclass
@@ -175,12 +157,24 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
     """
     wanted = config.training.resume_from_checkpoint
     if wanted == "auto":
-        wanted, given = _automatic(config), None
-        tell(CHOSEN, wanted or "")
+        wanted, given = newest_unfinished(config), None
     if not wanted:
         return config, None
     resume = open_resume(wanted)
-    return _settings(config, given, resume), resume
+    before, path = resume.facts["config"], resume.path
+    check_changes(
+        differences(config, given, before),
+        path,
+        allowed=config.training.allow_changes,
+        within_epoch=resume.within_epoch,
+    )
+    result = merged(config, given, before)
+    if result.training.max_epochs < resume.epochs_done:
+        raise InputError(
+            f"training.max_epochs={result.training.max_epochs}: {path} has "
+            f"{resume.epochs_done} behind it"
+        )
+    return result, resume
 
 
 def open_resume(path: str) -> Resume:
@@ -216,150 +210,3 @@ def open_resume(path: str) -> Resume:
             f"model.init_from={path} starts a new run from its weights."
         ) from error
     return resume
-
-
-def _automatic(config: Config) -> str | None:
-    if CHOSEN in os.environ and not is_first():
-        return os.environ[CHOSEN] or None
-    reasons = []
-    found_folders = reversed(folders.run_folders(config.model.name))
-    # A run of as many epochs comes before one to lengthen, which may be another search's.
-    for folder in sorted(found_folders, key=lambda f: not _is_as_long(config, f)):
-        try:
-            found, reason = _last_of(folder, config)
-        except (ProjectError, OSError) as error:
-            found, reason = None, str(error).splitlines()[0]
-        if found is not None:
-            return str(found)
-        folders.release()
-        reasons.append(f"; {folder} {reason}")
-    log.info(
-        "no unfinished run of %s with these settings: starting a new one%s",
-        config.model.name,
-        reasons[0] if reasons else "",
-    )
-    return None
-
-
-def _last_of(folder: Path, config: Config) -> tuple[Path | None, str]:
-    """Where an unfinished run with these settings goes on, and else why it does not.
-
-    The run is kept for this process then.
-    """
-    if (folder / folders.RESULTS).exists():
-        return None, "is finished"
-    if not _may_match(config, folder):
-        return None, "has other settings"
-    if is_first():
-        folders.hold(folder)
-    path, checkpoint = next(good_checkpoints(folder), (None, {}))
-    if path is None or checkpoint[ENTRY]["format"] < 2:
-        return None, "has no checkpoint to go on from"
-    if _differ(config, checkpoint[ENTRY]["config"]):
-        return None, "has other settings"
-    last = folder / "checkpoints" / LAST
-    if path != last and last.exists():
-        log.warning("%s is damaged: going on from %s", last, path)
-    return path, ""
-
-
-def _is_as_long(config: Config, folder: Path) -> bool:
-    container = folders.settings_of(folder) or {}
-    return (container.get("training") or {}).get("max_epochs") == config.training.max_epochs
-
-
-def _may_match(config: Config, folder: Path) -> bool:
-    """False where the folder's settings say so already, which spares reading its checkpoints."""
-    container = folders.settings_of(folder)
-    try:
-        return container is None or not _differ(config, container)
-    except (ProjectError, AttributeError):
-        return True
-
-
-def _differ(config: Config, container: dict[str, Any]) -> bool:
-    """Whether `auto` takes them for the settings of another run."""
-    before = settings.from_container(container)
-    return bool(differences(config, None, container)) or any(
-        _value(before, name) != _value(config, name) for name in settings.FREE_BUT_SHAPING
-    )
-
-
-def differences(
-    config: Config, given: frozenset[str] | None, container: dict[str, Any]
-) -> dict[str, tuple[Any, Any]]:
-    """Settings that a run must keep and that differ: (before, now) of each key.
-
-    Args:
-        config: of the command line.
-        given: the keys to look at; None: all.
-        container: settings of the run, as its checkpoint has them.
-    """
-    before, now = settings.from_container(container), config
-    result = {}
-    for name, key in setting_keys.keys().items():
-        old, new = _value(before, name), _value(now, name)
-        rule = key.facts["resume"]
-        if (given is not None and name not in given) or rule == "free" or new == old:
-            continue
-        if new == "auto" and (given is None or name in KEPT):
-            continue
-        if rule == "longer" and new > old:
-            continue
-        result[name] = (old, new)
-    return result
-
-
-def _settings(config: Config, given: frozenset[str] | None, resume: Resume) -> Config:
-    """The run's settings, with what the command line names."""
-    changed = differences(config, given, resume.facts["config"])
-    fixed = [name for name in changed if setting_keys.keys()[name].facts["resume"] == "fixed"]
-    if fixed:
-        raise InputError(
-            f"{resume.path}: its run had other settings: {_told(changed, fixed)}; these cannot "
-            "change within a run\nLeave them as they were, or start a new run (with its weights, "
-            f"where the network is the same: model.init_from={resume.path})."
-        )
-    if changed and not config.training.allow_changes:
-        raise InputError(
-            f"{resume.path}: its run had other settings: {_told(changed, changed)}\n"
-            "Leave them as they were, or training.allow_changes=true to go on with the new ones."
-        )
-    for name, (old, new) in changed.items():
-        log.warning("%s=%s from here on (before: %s)", name, new, old)
-    within = sorted(changed.keys() & BATCHES)
-    if within and resume.within_epoch:
-        raise InputError(
-            f"{resume.path}: made within an epoch, where {', '.join(within)} cannot change\n"
-            "A checkpoint of the end of an epoch (epoch=….ckpt) can go on with it."
-        )
-    merged = settings.from_container(resume.facts["config"])
-    for name in list(setting_keys.keys()):
-        value = _value(config, name)
-        named = given is None or name in given
-        if named and (value != "auto" or name not in KEPT):
-            group, _, leaf = name.rpartition(".")
-            setattr(_group(merged, group), leaf, value)
-    done = resume.epochs_done
-    if merged.training.max_epochs < done:
-        raise InputError(
-            f"training.max_epochs={merged.training.max_epochs}: {resume.path} has {done} behind it"
-        )
-    return merged
-
-
-def _told(changed: dict[str, tuple[Any, Any]], names: Collection[str]) -> str:
-    told = [f"{name}={changed[name][0]} (now {changed[name][1]})" for name in names]
-    return ", ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
-
-
-def _group(config: Config, name: str) -> Any:
-    result: Any = config
-    for part in name.split(".") if name else ():
-        result = getattr(result, part)
-    return result
-
-
-def _value(config: Config, name: str) -> Any:
-    group, _, leaf = name.rpartition(".")
-    return getattr(_group(config, group), leaf)

@@ -201,18 +201,18 @@ def _images_per_second(
     network.to(memory_format=layout)
     kind = {"16": torch.float16, "bf16": torch.bfloat16}.get(precision)
 
-    def step() -> None:
-        with torch.autocast(device.type, kind, enabled=kind is not None):
-            network(images).float().square().mean().backward()
-        if device.type != "cpu":
+    def seconds(steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            with torch.autocast(device.type, kind, enabled=kind is not None):
+                network(images).float().square().mean().backward()
+        if device.type != "cpu":  # once: in a run, too, the next step is prepared meanwhile
             torch.accelerator.synchronize()
+        return time.perf_counter() - began
 
-    step()
-    began, steps = time.perf_counter(), 0
-    while steps < 2 or (time.perf_counter() - began < TRIAL_SECONDS and steps < 20):
-        step()
-        steps += 1
-    return steps * shape[0] / (time.perf_counter() - began)
+    seconds(1)  # the first one takes longer
+    steps = max(2, min(20, int(TRIAL_SECONDS / seconds(1))))
+    return steps * shape[0] / seconds(steps)
 
 
 def _gpu_memory() -> int:

@@ -1,0 +1,135 @@
+"""The settings of a run that goes on: which may change, and what they become."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from mlops_project import setting_keys, settings
+from mlops_project.config import Config
+from mlops_project.errors import InputError
+
+log = logging.getLogger("mlops_project")
+
+# What decides which batches an epoch has, in which order, and how many steps they make
+BATCHES = {
+    "seed",
+    "data.batch_size",
+    "data.sampler",
+    "data.subsample_percentage",
+    "data.stratified_sampling",
+    "data.val_fraction",
+    "data.folds",
+    "data.fold",
+    "data.test_fraction",
+    "training.accumulate_grad_batches",
+    "training.devices",
+    "training.limit_train_batches",
+}
+# Where these are "auto", a run goes on with what it has.
+KEPT = settings.FOUND | settings.FASTEST | {"model.pretrained"}
+
+
+def differences(
+    config: Config, given: frozenset[str] | None, container: dict[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Settings that a run must keep and that differ: (before, now) of each key.
+
+    Args:
+        config: of the command line.
+        given: the keys to look at; None: all.
+        container: settings of the run, as its checkpoint has them.
+    """
+    before, now = settings.from_container(container), config
+    result = {}
+    for name, key in setting_keys.keys().items():
+        old, new = _value(before, name), _value(now, name)
+        rule = key.facts["resume"]
+        if (given is not None and name not in given) or rule == "free" or new == old:
+            continue
+        if new == "auto" and (given is None or name in KEPT):
+            continue
+        if rule == "longer" and new > old:
+            continue
+        result[name] = (old, new)
+    return result
+
+
+def is_another_run(config: Config, container: dict[str, Any]) -> bool:
+    """Whether `training.resume_from_checkpoint=auto` takes these for the settings of another run.
+
+    Args:
+        config: of the command line.
+        container: settings of the run, as its checkpoint has them.
+    """
+    before = settings.from_container(container)
+    return bool(differences(config, None, container)) or any(
+        _value(before, name) != _value(config, name) for name in settings.FREE_BUT_SHAPING
+    )
+
+
+def check_changes(
+    changed: dict[str, tuple[Any, Any]], path: Path, *, allowed: bool, within_epoch: bool
+) -> None:
+    """Refuses changed settings that a run cannot go on with, and warns of the others.
+
+    Args:
+        changed: of `differences`.
+        path: of the checkpoint.
+        allowed: whether `training.allow_changes` asks for them.
+        within_epoch: whether the checkpoint was made between two steps of an epoch.
+
+    Raises:
+        InputError: names them, and what to do.
+    """
+    fixed = [name for name in changed if setting_keys.keys()[name].facts["resume"] == "fixed"]
+    if fixed:
+        raise InputError(
+            f"{path}: its run had other settings: {_listed(changed, fixed)}; these cannot "
+            "change within a run\nLeave them as they were, or start a new run (with its weights, "
+            f"where the network is the same: model.init_from={path})."
+        )
+    if changed and not allowed:
+        raise InputError(
+            f"{path}: its run had other settings: {_listed(changed, changed)}\n"
+            "Leave them as they were, or training.allow_changes=true to go on with the new ones."
+        )
+    for name, (old, new) in changed.items():
+        log.warning("%s=%s from here on (before: %s)", name, new, old)
+    within = sorted(changed.keys() & BATCHES)
+    if within and within_epoch:
+        raise InputError(
+            f"{path}: made within an epoch, where {', '.join(within)} cannot change\n"
+            "A checkpoint of the end of an epoch (epoch=….ckpt) can go on with it."
+        )
+
+
+def merged(config: Config, given: frozenset[str] | None, container: dict[str, Any]) -> Config:
+    """The run's settings with what the command line names in their place; arguments as above."""
+    result = settings.from_container(container)
+    for name in list(setting_keys.keys()):
+        value = _value(config, name)
+        named = given is None or name in given
+        if named and (value != "auto" or name not in KEPT):
+            group, _, leaf = name.rpartition(".")
+            setattr(_group(result, group), leaf, value)
+    return result
+
+
+def _listed(changed: dict[str, tuple[Any, Any]], names: Collection[str]) -> str:
+    told = [f"{name}={changed[name][0]} (now {changed[name][1]})" for name in names]
+    return ", ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
+
+
+def _group(config: Config, name: str) -> Any:
+    result: Any = config
+    for part in name.split(".") if name else ():
+        result = getattr(result, part)
+    return result
+
+
+def _value(config: Config, name: str) -> Any:
+    group, _, leaf = name.rpartition(".")
+    return getattr(_group(config, group), leaf)
