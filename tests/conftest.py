@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,34 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A file is tested by one process. Those that take longest come first, so that no process is left
+# with one of them while the other has nothing more to do.
+COSTLY_FIRST = (
+    "training/test_options.py",
+    "training/test_processes.py",
+    "evaluation/test_runs.py",
+    "guide/test_guide.py",
+    "training/test_run.py",
+    "training/test_resume.py",
+    "searching/test_search.py",
+    "searching/test_study.py",
+    "test_settings.py",
+    "chaos/test_chaos.py",
+    "evaluation/test_inference.py",
+    "guide/test_sweep.py",
+    "test_command_line.py",
+    "fuzz/test_fuzz.py",
+    "fuzz/test_commands.py",
+)
+
 COMMANDS = ROOT / "src" / "mlops_project"
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Call = Callable[..., str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {ROOT / "tests" / name: number for number, name in enumerate(COSTLY_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -84,3 +111,24 @@ def run(tmp_path: Path, command: Callable[..., list[str]]) -> Run:
         )
 
     return start
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> Call:
+    """Calls a command in this process; what it prints: `call(app, "--split", "all", cwd=folder)`.
+
+    For tests of what a command does, not of how it ends: its libraries are imported already.
+    """
+    from typer.testing import CliRunner
+
+    from mlops_project.console import stop_logging
+
+    def invoke(app: Any, *arguments: str, cwd: Path = tmp_path) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(cwd)
+            done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        stop_logging()
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return invoke

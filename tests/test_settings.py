@@ -21,6 +21,7 @@ from mlops_project.config import Config, DataConfig
 from mlops_project.errors import InputError
 from mlops_project.hydra_overrides import CONFIGS, expand
 from mlops_project.setting_keys import GROUPS, Key, convert, keys
+from mlops_project.training.multirun import checked_jobs
 
 NOTHING = ("null", "none")
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
@@ -391,6 +392,28 @@ def test_a_recipe_that_does_not_say_that_it_is_for_all_settings_is_told_how(
 def test_a_multirun_without_end_is_refused() -> None:
     with pytest.raises(InputError, match="runs are more than 10,000"):
         expand(["seed=range(0,99999999)", "model=resnet,timm"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["data=demo", "training.monitor_metric=val_loss,val_f1"],
+            "training.monitor_metric=val_f1",
+        ),
+        (["training.optimizer=adamw,admw", "data=demo"], "training.optimizer=admw"),
+        (["data.data_dir=.,gone"], "gone: no such folder"),
+    ],
+)
+def test_a_mistake_in_any_of_several_runs_is_found_before_the_first_one(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        checked_jobs(arguments)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damaged", [None, 3, [1], {"model": 3}, {"seed": "x"}])

@@ -33,10 +33,7 @@ wait_briefly()
 
 log = logging.getLogger("mlops_project")
 
-OUT_OF_MEMORY = (
-    "out of memory: try a smaller data.batch_size (with training.accumulate_grad_batches "
-    "to make up for it) or data.image_size"
-)
+OUT_OF_MEMORY = "out of memory: other programs on this machine may have taken most of it"
 
 
 def run_command(main: Callable[[], int | None], *, out_of_memory: str = OUT_OF_MEMORY) -> NoReturn:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
+METRICS = ("loss", "accuracy", "balanced_accuracy", "f1_score", "auroc")  # of each epoch
+MONITORABLE = tuple(f"{split}_{name}" for split in ("val", "train") for name in METRICS)
+
 
 def key(
     default: Any,
@@ -307,13 +310,6 @@ class TrainingConfig:
         minimum=0,
         below=1,
     )
-    sam_rho: float = key(
-        0.0,
-        "sharpness-aware minimisation, in twice the time: how far from the weights the gradients "
-        "are taken (0: off; 0.05 to 0.2 are usual)",
-        minimum=0,
-        source="Foret et al., Sharpness-Aware Minimization, ICLR 2021",
-    )
 
     # Loss
     loss: str = key("cross_entropy", "loss of an image", choices=("cross_entropy", "focal"))
@@ -354,7 +350,10 @@ class TrainingConfig:
         resume="free",
     )
     monitor_metric: str = key(
-        "val_loss", "metric that picks the best epoch and stops early", resume="fixed"
+        "val_loss",
+        "metric that picks the best epoch and stops early",
+        choices=MONITORABLE,
+        resume="fixed",
     )
     save_top_k: int = key(
         3, "best checkpoints to keep (0: only last.ckpt)", minimum=0, resume="free"

@@ -17,8 +17,8 @@ from mlops_project.console import start_console
 from mlops_project.threads import wait_longer_if_alone
 
 OUT_OF_MEMORY = (
-    "out of memory: end other programs that use it; with CUDA_VISIBLE_DEVICES= before the command "
-    "the processor's memory is used instead of the GPU's"
+    "out of memory: other programs may have taken most of it; with CUDA_VISIBLE_DEVICES= before "
+    "the command no GPU is used, nor its memory"
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")

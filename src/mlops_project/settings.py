@@ -154,14 +154,6 @@ def resolve(config: Config) -> Config:
                 f"training.max_time={longest}: must be more than no time, and at most "
                 f"{MAX_DAYS} days"
             )
-    if config.training.sam_rho:
-        for name, usual in (("accumulate_grad_batches", 1), ("strategy", "auto")):
-            value = getattr(config.training, name)
-            if value not in (usual, "ddp"):
-                raise InputError(
-                    f"training.sam_rho={config.training.sam_rho:g}: does not go with "
-                    f"training.{name}={value}; leave one of them out"
-                )
     schedule = config.training.unfreeze_schedule
     if config.training.progressive_unfreezing and sorted(schedule) != schedule:
         raise InputError(

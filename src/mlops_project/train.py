@@ -14,6 +14,11 @@ from mlops_project import settings
 from mlops_project.command_line import run_command
 from mlops_project.threads import wait_longer_if_alone
 
+OUT_OF_MEMORY = (
+    "out of memory: try a smaller data.batch_size (with training.accumulate_grad_batches "
+    "to make up for it) or data.image_size"
+)
+
 
 def main() -> int:
     arguments = sys.argv[1:]
@@ -55,4 +60,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, out_of_memory=OUT_OF_MEMORY)

@@ -71,7 +71,7 @@ def test_a_lesion_is_never_in_two_splits(
 
 
 @given(tables(), SEEDS, st.sampled_from(FRACTIONS), st.booleans())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_split_and_subsample_do_not_depend_on_the_order_of_the_table(
     table: pd.DataFrame, seed: int, fraction: float, stratified: bool
 ) -> None:
@@ -152,7 +152,7 @@ def test_the_hash_names_what_is_where_in_any_order() -> None:
 
 
 @given(tables(), SEEDS, st.booleans())
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 def test_a_subsample_keeps_whole_lesions_of_every_stratum(
     table: pd.DataFrame, seed: int, stratified: bool
 ) -> None:
@@ -172,7 +172,7 @@ def test_a_subsample_keeps_whole_lesions_of_every_stratum(
 
 
 @given(tables(), SEEDS, st.integers(2, 10), st.sampled_from((0.0, 0.15, 0.3)))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_each_lesion_outside_the_test_split_is_in_one_validation_fold(
     table: pd.DataFrame, seed: int, folds: int, test_fraction: float
 ) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,13 @@ import torch
 from PIL import Image
 
 from mlops_project.errors import InputError
+from mlops_project.evaluate import app
 from mlops_project.evaluation.images import Images, known_split, open_images, split_of_all
 from mlops_project.evaluation.inference import embed, predict
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.trained_model import load_model, load_models
+from tests.conftest import Call
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 BOTH = ["probability_benign", "probability_malignant"]
 
 
@@ -257,15 +256,13 @@ def test_a_folder_whose_tables_leave_a_doubt_is_refused(
 
 
 def test_what_leaks_is_left_out_and_another_model_is_compared_on_the_rest(
-    checkpoint: Path, other: Path, tmp_path: Path, run: Run, working_folder: Path
+    checkpoint: Path, other: Path, tmp_path: Path, call: Call, working_folder: Path
 ) -> None:
     """By the command, with all images of the folder and with every option."""
     out = str(tmp_path / "out")
     words = ["--checkpoint", str(checkpoint), "--split", "all", "--exclude-leaked", "--tta"]
     words += ["--compare", str(other), "--target-sensitivity", "0.8", "--output", out]
-    done = run("evaluate.py", *words, cwd=working_folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "McNemar" in done.stdout
+    assert "McNemar" in call(app, *words, cwd=working_folder)
     facts = json.loads((tmp_path / "out/metrics.json").read_text())
     splits = [
         pd.read_csv(working_folder / path.parents[1] / "split.csv").set_index("image_id")["split"]

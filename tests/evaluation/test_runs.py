@@ -14,15 +14,16 @@ import pandas as pd
 import pytest
 import yaml
 
+from mlops_project.compare import app as comparison
 from mlops_project.errors import InputError
+from mlops_project.evaluate import app as evaluation
 from mlops_project.evaluation import calibration
 from mlops_project.evaluation.images import ONE_FOLD, open_images
 from mlops_project.evaluation.presentation.runs_page import next_command
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.runs import differing, ensembles, group, read_runs, table
 from mlops_project.evaluation.trained_model import load_models
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.conftest import Call, Run
 
 
 def printed_by(program: list[str], folder: Path) -> str:
@@ -145,13 +146,12 @@ def sizes(
 
 
 def test_one_command_trains_an_ensemble_and_names_what_evaluates_it(
-    sizes: tuple[Path, str], tmp_path: Path, run: Run
+    sizes: tuple[Path, str], tmp_path: Path, call: Call
 ) -> None:
     folder, printed = sizes
     told = printed.split("groups 1, 2 as one: ")[1].splitlines()[0]
     words = told.split("evaluate.py ")[1].split()
-    done = run("evaluate.py", *words, "--output", str(tmp_path), cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    call(evaluation, *words, "--output", str(tmp_path), cwd=folder)
     facts = json.loads((tmp_path / "metrics.json").read_text())
     assert facts["calibration"]["folds"] == 2
     assert facts["model"] == "ensemble of 4 (2 × baseline_cnn 40 px, 2 × baseline_cnn 48 px)"
@@ -194,11 +194,10 @@ def test_several_models_a_fold_are_calibrated_if_there_are_equally_many(
 
 
 def test_cross_validations_with_the_same_folds_are_named_together(
-    sizes: tuple[Path, str], run: Run, tmp_path: Path
+    sizes: tuple[Path, str], call: Call, tmp_path: Path
 ) -> None:
-    done = run("compare.py", "--output", str(tmp_path), cwd=sizes[0])
-    assert done.returncode == 0, done.stderr
-    assert "groups 1, 2, 3 as one: " in done.stdout
+    printed = call(comparison, "--output", str(tmp_path), cwd=sizes[0])
+    assert "groups 1, 2, 3 as one: " in printed
     assert "Groups 1, 2, 3 evaluated as one" in (tmp_path / "comparison.html").read_text()
 
 
@@ -291,5 +290,14 @@ def test_a_run_whose_settings_cannot_be_read_is_named(
     folder = tmp_path / "version_0"
     shutil.copytree(checkpoint.parents[1], folder)
     (folder / "config.yaml").write_text(damage)
+    with pytest.raises(InputError, match=r"version_0: the run cannot be read"):
+        read_runs([folder])
+
+
+def test_a_run_whose_results_are_damaged_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "version_0"
+    shutil.copytree(checkpoint.parents[1], folder)
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"auto": None}))
     with pytest.raises(InputError, match=r"version_0: the run cannot be read"):
         read_runs([folder])

@@ -101,8 +101,10 @@ class Server(ThreadingHTTPServer):
         """Hyperband's first bracket: worse than half of all at their epoch `min_iter`."""
         sweep = yaml.safe_load(self.config)
         after = sweep.get("early_terminate", {}).get("min_iter")
+        if after is None:
+            return False
         at = {name: seen[after - 1] for name, seen in self.history.items() if len(seen) >= after}
-        if after is None or run not in at or len(at) < 4:
+        if run not in at or len(at) < 4:
             return False
         middle = median(at.values())
         maximize = sweep["metric"]["goal"] == "maximize"

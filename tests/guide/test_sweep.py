@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def start(server: Server, folder: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """Weights & Biases' program, at work in a folder; what it says goes to a file."""
-    environment = os.environ | {
+    # Not served by the wandb of another test in this process
+    environment = {n: v for n, v in os.environ.items() if n != "WANDB_SERVICE"} | {
         "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
         "WANDB_API_KEY": "a" * 40,
         "WANDB_SILENT": "false",

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from mlops_project import hydra_overrides, settings
-from tests.conftest import Run
+from mlops_project.search import app
+from tests.conftest import Call, Run
 from tests.searching.conftest import TINY, WriteSweep
 
 ENDLESS = ("training.max_epochs=100000", "training.early_stopping_patience=0")
@@ -104,6 +105,7 @@ def test_what_a_search_leaves(
     tiny: tuple[str, ...],
     start: Start,
     run: Run,
+    call: Call,
     write_sweep: WriteSweep,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -153,9 +155,8 @@ def test_what_a_search_leaves(
     assert trained["training"]["learning_rate"] == config.training.learning_rate
 
     # Nothing is left to do.
-    again = run("search.py", *words)
-    assert again.returncode == 0
-    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    again = call(app, "run", *words)
+    assert again.splitlines()[-1] == done.stdout.splitlines()[-1]
 
 
 @pytest.mark.slow  # it races a training

@@ -9,10 +9,9 @@ import io
 import itertools
 import math
 import random
-import subprocess
-import sys
 import threading
 from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,38 +27,8 @@ from mlops_project.searching.storage import RETRIES, Storage
 from mlops_project.searching.study import Done, Lost, Study
 from mlops_project.searching.sweep import read
 from mlops_project.searching.trials import abandoned, count
+from tests.searching import claims
 from tests.searching.conftest import Server, WriteSweep
-
-# Claims trials until there is none left, and writes down each one that it has completed.
-CLAIM = """
-import sys, time
-from pathlib import Path
-from mlops_project.searching.storage import Storage
-from mlops_project.searching.study import Done, Lost, Study
-from mlops_project.searching.sweep import read
-
-file, storage, total, notes = sys.argv[1:5]
-sweep = read(Path(file), [])
-study = Study(sweep, Storage(storage, sweep.name, 2), None)
-print("ready", flush=True)
-while True:
-    try:
-        trial = study.claim(int(total))
-    except Done:
-        break
-    if trial is None:
-        time.sleep(0.05)
-        continue
-    print(trial.number, flush=True)
-    time.sleep(0.05)
-    try:
-        study.report(trial, 1.0, 1)
-        study.complete(trial, trial.params["training.learning_rate"])
-    except Lost:
-        continue
-    with open(notes, "a") as file:
-        file.write(f"{trial.number} {trial.params}\\n")
-"""
 
 
 def open_study(path: Path, storage: str, *given: str, grace: int = 600) -> Study:
@@ -67,27 +36,22 @@ def open_study(path: Path, storage: str, *given: str, grace: int = 600) -> Study
     return Study(sweep, Storage(storage, sweep.name, grace), None)
 
 
-def worker(path: Path, storage: str, total: int, notes: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", CLAIM, str(path), storage, str(total), str(notes)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-
 def run_all(path: Path, storage: str, total: int, notes: Path, kills: int) -> Study:
     """Two workers, of which one after the other is killed and replaced, until all is done."""
     chance = random.Random(5)
-    workers = [worker(path, storage, total, notes) for _ in range(2)]
+    workers = [claims.start(path, storage, total, notes) for _ in range(2)]
     for _ in range(kills):
         victim = chance.randrange(2)
-        process = workers[victim]
-        assert process.stdout is not None
-        for _ in range(chance.randrange(2, 5)):  # some trials later, at a moment of its own
-            process.stdout.readline()
+        process, says = workers[victim]
+        with suppress(EOFError):  # it has nothing left to do
+            for _ in range(chance.randrange(2, 5)):  # some trials later, at a moment of its own
+                says.recv()
         process.kill()
-        process.wait()
-        workers[victim] = worker(path, storage, total, notes)
-    for process in workers:
-        process.communicate(timeout=200)
-        assert process.returncode == 0
+        process.join()
+        workers[victim] = claims.start(path, storage, total, notes)
+    for process, _ in workers:
+        process.join(200)
+        assert process.exitcode == 0
     return open_study(path, storage)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,9 +319,12 @@ def test_what_would_go_wrong_is_told_in_one_line(
     assert len(found.problems) == 1
     assert told in found.problems[0]
     assert "\n" not in found.problems[0]
-    with pytest.raises(InputError) as refused:
-        read(path, [])
-    assert found.problems[0] in str(refused.value)
+
+
+def test_a_sweep_that_would_go_wrong_is_refused(write_sweep: WriteSweep) -> None:
+    sections, told = WRONG[0]
+    with pytest.raises(InputError, match=re.escape(told)):
+        read(write_sweep(**sections), [])
 
 
 def test_a_constant_may_need_what_is_searched(write_sweep: WriteSweep) -> None:

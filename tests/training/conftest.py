@@ -13,11 +13,19 @@ Disturb = Callable[..., tuple[int, str]]
 ENDLESS = ("training.max_epochs=1000", "training.early_stopping_patience=0")
 
 
-@pytest.fixture
-def here(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    """Enters an empty working folder; settings that find the images, and those decoded before."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="session")
+def images(demo_folder: Path) -> tuple[str, str]:
+    """Settings that find the images, and those decoded before."""
     return f"data.data_dir={demo_folder}", f"data.cache={demo_folder.parent / 'cache'}"
+
+
+@pytest.fixture
+def here(
+    images: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str]:
+    """Enters an empty working folder; settings that find the images."""
+    monkeypatch.chdir(tmp_path)
+    return images
 
 
 @pytest.fixture

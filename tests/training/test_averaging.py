@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -50,6 +51,11 @@ def test_it_is_that_of_pytorch_also_after_a_resume() -> None:
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert int(ours["module.network.1.num_batches_tracked"]) == 12
+
+
+def test_checkpoints_of_lightnings_own_are_gone_on_with() -> None:
+    callback: Any = MovingAverage(0.9, "cpu")
+    assert callback.state_key == WeightAveraging(device="cpu").state_key
 
 
 def test_the_first_weights_are_forgotten_soon() -> None:

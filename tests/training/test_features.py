@@ -17,7 +17,7 @@ Train = Callable[..., Result]
 FROZEN = (
     *("model=timm", "model.variant=test_efficientnet", "model.pretrained=false"),
     *("model.dropout_rate=0.3", "data.image_size=32", "data.batch_size=16"),
-    *("training.freeze_backbone_epochs=3", "training.max_epochs=4"),
+    *("training.freeze_backbone_epochs=2", "training.max_epochs=3"),
 )
 
 

@@ -179,5 +179,21 @@ def test_a_summary_that_someone_emptied_or_edited_is_continued(
     assert len(rows_of(path)) == max(1, len(content.splitlines()))
 
 
+@pytest.mark.parametrize(
+    "saved",
+    [
+        "run,data\nmodels/baseline_cnn/version_0,Läsionen\n".encode("latin-1"),
+        "run,data\nmodels/baseline_cnn/version_0,x\n".encode("utf-8-sig"),
+        b"run;data\r\nmodels/baseline_cnn/version_0;x\r\n",
+    ],
+)
+def test_a_summary_may_have_been_saved_by_a_spreadsheet(saved: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_bytes(saved)
+    add_to_summary({"run": "models/baseline_cnn/version_0", "val_loss": 0.5}, path)
+    (row,) = rows_of(path)
+    assert row.items() >= {"run": "models/baseline_cnn/version_0", "val_loss": "0.5"}.items()
+
+
 def test_a_table_has_a_column_for_every_key_in_the_order_of_first_sight() -> None:
     assert table_text([{"b": 1}, {"a": 2, "b": 3}]) == "b,a\n1,\n3,2\n"

@@ -17,6 +17,9 @@ import psutil
 import pytest
 import torch
 
+from mlops_project import settings
+from mlops_project.training.run import train
+
 SMALL: tuple[str, ...] = (
     "data.image_size=32",
     "training.accelerator=cpu",
@@ -119,13 +122,12 @@ def test_no_process_outlives_the_first_one(fault: str, demo_folder: Path, tmp_pa
 
 
 def test_two_processes_train_as_one_does_with_the_batches_of_both(
-    demo_folder: Path, tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+    here: tuple[str, str], tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     # Sizes that do not divide: 81 images in batches of 12, and of 6 for each of two processes
-    options: tuple[str, ...] = (f"data.data_dir={demo_folder}", *SMALL, "training.max_epochs=1")
+    options: tuple[str, ...] = (*here, *SMALL, "training.max_epochs=1")
     options += ("model.dropout_rate=0", "training.optimizer=sgd", "training.learning_rate=0.001")
-    one = run("train.py", *options, "data.batch_size=12")
-    assert one.returncode == 0, one.stdout + one.stderr
+    train(settings.load([*options, "data.batch_size=12"]))
     two = run("train.py", *options, "training.devices=2", "data.batch_size=6")
     assert two.returncode == 0, two.stdout + two.stderr
     folders = [tmp_path / f"models/baseline_cnn/version_{n}" for n in (0, 1)]
@@ -151,15 +153,13 @@ def test_two_processes_train_as_one_does_with_the_batches_of_both(
 )
 def test_two_processes_measure_exactly_what_one_measures(
     batch_size: int,
-    demo_folder: Path,
+    here: tuple[str, str],
     tmp_path: Path,
     run: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     """A finished run that is resumed repeats its test: 21 images in batches that do not divide."""
-    options = (f"data.data_dir={demo_folder}", *SMALL, "training.max_epochs=1")
-    size = f"data.batch_size={batch_size}"
-    done = run("train.py", *options, size)
-    assert done.returncode == 0, done.stdout + done.stderr
+    options = (*here, *SMALL, "training.max_epochs=1")
+    train(settings.load([*options, f"data.batch_size={batch_size}"]))
     folder = tmp_path / "models/baseline_cnn/version_0"
     one = json.loads((folder / "results.json").read_text())
     resume = f"training.resume_from_checkpoint={folder / 'checkpoints/last.ckpt'}"

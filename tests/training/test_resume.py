@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+import wandb
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mlops_project import hydra_overrides, settings
@@ -38,13 +40,36 @@ BASE = (
 )
 
 
-@pytest.fixture
-def train_here(here: tuple[str, str]) -> Train:
-    """Trains with a command line's arguments; `plain`: with no others."""
+@pytest.fixture(scope="module")
+def trained_once(
+    images: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, Result]]:
+    """Trains in a folder of its own, the same only once; the folder, and the result."""
 
-    def run(*arguments: str, plain: bool = False) -> Result:
-        words = [*arguments] if plain else [*here, *BASE, *arguments]
-        return train(settings.load(words), settings.given(words))
+    @functools.cache
+    def run(*words: str) -> tuple[Path, Result]:
+        folder = tmp_path_factory.mktemp("trained")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            return folder, train(settings.load(words), settings.given(words))
+
+    return run
+
+
+@pytest.fixture
+def train_here(here: tuple[str, str], trained_once: Callable[..., tuple[Path, Result]]) -> Train:
+    """Trains with a command line's arguments; `plain`: with no others.
+
+    `once`: what tests begin with is trained for the first of them, and copied for the others.
+    """
+
+    def run(*arguments: str, plain: bool = False, once: bool = False) -> Result:
+        words = arguments if plain else (*here, *BASE, *arguments)
+        if not once:
+            return train(settings.load(words), settings.given(words))
+        folder, result = trained_once(*words)
+        shutil.copytree(folder, ".", dirs_exist_ok=True)
+        return result
 
     return run
 
@@ -86,7 +111,7 @@ def test_a_checkpoint_brings_its_settings_along(train_here: Train) -> None:
 def test_a_changed_setting_is_named_and_refused_unless_it_is_allowed(
     train_here: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     before = LAST.read_bytes()
     resume = (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2")
     for changed in ("model.learning_rate=0.5", "data.mixup=0.2", "seed=43"):
@@ -110,7 +135,7 @@ def test_a_changed_setting_is_named_and_refused_unless_it_is_allowed(
 
 
 def test_what_a_checkpoint_holds_for_one_network_and_optimizer_stays(train_here: Train) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     resume = (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=20")
     for changed, told in (
         ("model=resnet", "model.name=baseline_cnn (now resnet)"),
@@ -146,7 +171,7 @@ def test_weights_that_fit_one_size_of_images_are_not_resumed_at_another(train_he
 def test_a_run_goes_on_from_within_its_model_s_folder(
     train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     folder = RUN.absolute()
     for inside in (folder.parent, folder):
         monkeypatch.chdir(inside)
@@ -173,7 +198,7 @@ def test_more_patience_lets_a_run_go_on_that_had_stopped(
 
 
 def test_a_run_is_not_made_shorter(train_here: Train) -> None:
-    train_here("training.max_epochs=2")
+    train_here("training.max_epochs=2", once=True)
     for allow in ("false", "true"):
         with pytest.raises(InputError, match="max_epochs"):
             train_here(
@@ -200,7 +225,7 @@ def test_going_back_to_an_earlier_checkpoint_leaves_no_gap_and_no_double(
 
 
 def test_a_finished_run_only_repeats_its_test(train_here: Train) -> None:
-    first = train_here("training.max_epochs=1")
+    first = train_here("training.max_epochs=1", once=True)
     weights = load_checkpoint(LAST)["state_dict"]
     again = train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
     assert again.test == first.test
@@ -213,7 +238,7 @@ def test_a_finished_run_only_repeats_its_test(train_here: Train) -> None:
 
 
 def test_a_finished_run_stays_as_it_is_where_going_on_is_refused(train_here: Train) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     before = {path: path.read_bytes() for path in sorted(RUN.rglob("*")) if path.is_file()}
     with pytest.raises(InputError, match="refuses the run"):
         train_here(
@@ -266,7 +291,7 @@ def test_auto_starts_anew_where_nothing_is_unfinished(
 def test_auto_goes_on_with_the_newest_unfinished_run_that_has_these_settings(
     train_here: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     unfinish()
     train_here("training.max_epochs=1", "data.mixup=0.2")  # version_1, other settings
     RUN.with_name("version_1").joinpath("results.json").unlink()
@@ -283,8 +308,32 @@ def test_auto_goes_on_with_the_newest_unfinished_run_that_has_these_settings(
     assert not left, "the next training of this program would take them for its own"
 
 
+def test_auto_says_by_which_setting_a_run_is_another_one(
+    train_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    auto = ("training.max_epochs=1", "training.resume_from_checkpoint=auto")
+    train_here("training.max_epochs=1", once=True)
+    unfinish()
+    for option in ("training.on_nonfinite=skip", "training.accelerator=cpu", "data.mixup=0.2"):
+        capfd.readouterr()
+        assert train_here(*auto, option).folder != RUN
+        name = option.partition("=")[0]
+        assert f"{RUN} has another {name}" in capfd.readouterr().out
+        shutil.rmtree(RUN.with_name("version_1"))
+
+
+def test_what_does_not_go_together_is_refused_where_a_run_goes_on(train_here: Train) -> None:
+    train_here("training.max_epochs=1", "data.start_size=24", "data.image_size=32")
+    with pytest.raises(InputError, match=r"data\.start_size=24: it must be at most"):
+        train_here(
+            f"training.resume_from_checkpoint={LAST}",
+            *("data.image_size=16", "training.allow_changes=true", "training.max_epochs=2"),
+            plain=True,
+        )
+
+
 def test_auto_leaves_a_run_alone_that_another_process_is_training(train_here: Train) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     unfinish()
     program = (
         "from pathlib import Path; from mlops_project.training.folders import hold;"
@@ -308,7 +357,7 @@ def test_auto_leaves_a_run_alone_that_another_process_is_training(train_here: Tr
 def test_auto_passes_over_a_damaged_checkpoint(
     damage: bytes | None, train_here: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train_here("training.max_epochs=2", "training.save_top_k=1")
+    train_here("training.max_epochs=2", "training.save_top_k=1", once=True)
     whole = (RUN / "metrics.csv").read_bytes()
     unfinish()
     content = bytearray(LAST.read_bytes())
@@ -325,7 +374,7 @@ def test_auto_passes_over_a_damaged_checkpoint(
 
 
 def test_other_images_are_refused(train_here: Train, demo_folder: Path, tmp_path: Path) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     other = tmp_path / "other"
     shutil.copytree(demo_folder, other)
     table = next(other.glob("HAM10000_metadata*"))
@@ -347,7 +396,7 @@ def test_other_images_are_refused(train_here: Train, demo_folder: Path, tmp_path
 
 
 def test_a_checkpoint_of_an_earlier_version_starts_a_new_run_at_best(train_here: Train) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     checkpoint = load_checkpoint(LAST)
     checkpoint["mlops_project"]["format"] = 1
     torch.save(checkpoint, LAST)
@@ -357,19 +406,14 @@ def test_a_checkpoint_of_an_earlier_version_starts_a_new_run_at_best(train_here:
     assert result.folder == RUN.with_name("version_1")
 
 
-def test_weights_and_biases_goes_on_with_the_same_run(
-    here: tuple[str, str],
-    run: Callable[..., subprocess.CompletedProcess[str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # The wandb of another test in this process would serve these commands too, in its own folder.
-    monkeypatch.delenv("WANDB_SERVICE", raising=False)
-    for words in (
-        (*here, *BASE, "training.max_epochs=1", "wandb.enabled=true"),
-        (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2"),
+def test_weights_and_biases_goes_on_with_the_same_run(train_here: Train) -> None:
+    for words, plain in (
+        (("training.max_epochs=1", "wandb.enabled=true"), False),
+        ((f"training.resume_from_checkpoint={LAST}", "training.max_epochs=2"), True),
     ):
-        done = run("train.py", *words)
-        assert done.returncode == 0, done.stdout + done.stderr
+        wandb.teardown()  # its own process knows nothing of the run before
+        train_here(*words, plain=plain)
+    wandb.teardown()
     runs = sorted(path.name for path in Path("wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 2
     assert len(set(runs)) == 1
@@ -411,7 +455,7 @@ def test_a_run_goes_on_without_weights_and_biases_where_its_process_dies(
 def test_a_run_that_was_done_can_be_tested_from_a_copied_checkpoint(
     train_here: Train, tmp_path: Path
 ) -> None:
-    first = train_here("training.max_epochs=1")
+    first = train_here("training.max_epochs=1", once=True)
     copy = tmp_path / "copy.ckpt"
     shutil.copy(LAST, copy)
     result = train_here(f"training.resume_from_checkpoint={copy}", plain=True)
@@ -422,7 +466,7 @@ def test_a_run_that_was_done_can_be_tested_from_a_copied_checkpoint(
 def test_a_damaged_best_checkpoint_costs_only_itself(
     train_here: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    best = train_here("training.max_epochs=2").checkpoint
+    best = train_here("training.max_epochs=2", once=True).checkpoint
     best.write_bytes(best.read_bytes()[:1000])
     result = train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
     assert "The next best one is tested instead" in capfd.readouterr().out
@@ -478,7 +522,7 @@ def test_the_last_validation_is_made_up_for_where_it_was_interrupted(
 
 
 def test_a_file_that_lacks_what_a_resume_needs_is_refused(train_here: Train) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     for name in ("callbacks", "loops", "HAM10000DataModule"):
         checkpoint = load_checkpoint(LAST)
         del checkpoint[name]
@@ -488,7 +532,7 @@ def test_a_file_that_lacks_what_a_resume_needs_is_refused(train_here: Train) -> 
 
 
 def test_what_a_kill_has_left_among_the_best_goes(train_here: Train) -> None:
-    train_here("training.max_epochs=2")
+    train_here("training.max_epochs=2", once=True)
     left = LAST.with_name("epoch=001-val_loss=9.999.ckpt")
     shutil.copy(LAST, left)
     train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
@@ -498,7 +542,7 @@ def test_what_a_kill_has_left_among_the_best_goes(train_here: Train) -> None:
 def test_auto_lengthens_a_run_only_where_none_of_that_length_is_unfinished(
     train_here: Train,
 ) -> None:
-    train_here("training.max_epochs=2")
+    train_here("training.max_epochs=2", once=True)
     unfinish()
     train_here("training.max_epochs=1")
     RUN.with_name("version_1").joinpath("results.json").unlink()
@@ -510,7 +554,7 @@ def test_auto_lengthens_a_run_only_where_none_of_that_length_is_unfinished(
 def test_a_new_run_from_a_copied_checkpoint_keeps_the_best_that_lies_beside_it(
     train_here: Train, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     (best,) = RUN.glob("checkpoints/epoch=000*.ckpt")
     for name, names in (("alone", [LAST]), ("together", [LAST, best])):
         folder = tmp_path / name
@@ -531,7 +575,7 @@ def test_a_new_run_from_a_copied_checkpoint_keeps_the_best_that_lies_beside_it(
 def test_a_run_of_another_working_folder_has_a_log_of_its_own_here(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     theirs = LAST.absolute()
     here = tmp_path / "elsewhere"
     here.mkdir()
@@ -548,7 +592,7 @@ def test_a_run_of_another_working_folder_has_a_log_of_its_own_here(
 def test_what_an_interruption_has_left_goes_where_no_last_checkpoint_is_wanted(
     train_here: Train,
 ) -> None:
-    train_here("training.max_epochs=1")
+    train_here("training.max_epochs=1", once=True)
     train_here(
         f"training.resume_from_checkpoint={LAST}",
         "training.max_epochs=2",
@@ -563,7 +607,7 @@ def test_what_an_interruption_has_left_goes_where_no_last_checkpoint_is_wanted(
 def test_the_checkpoint_before_the_last_one_keeps_the_best(
     train_here: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train_here("training.max_epochs=2")
+    train_here("training.max_epochs=2", once=True)
     best = sorted(path.name for path in RUN.glob("checkpoints/epoch=*.ckpt"))
     previous = RUN / "previous.ckpt"
     LAST.rename(previous)

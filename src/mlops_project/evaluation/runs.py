@@ -13,10 +13,12 @@ import pandas as pd
 import yaml
 
 from mlops_project import settings
+from mlops_project.config import METRICS
 from mlops_project.errors import InputError
 from mlops_project.training.folders import MODELS, RESULTS
 
-METRICS = ("loss", "accuracy", "balanced_accuracy", "f1_score", "auroc")
+# What a file that was damaged, or written by something else, may raise
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, InputError)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                 f"{folder}: no finished run ({Path(error.filename).name} is missing)\n"
                 "Name folders like models/resnet/version_0."
             ) from error
-        except (ValueError, KeyError, TypeError, yaml.YAMLError, InputError) as error:
+        except UNREADABLE as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{folder}: the run cannot be read ({reason[:150]})") from error
         runs.append(Run(folder, kept, results, history))

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlops_project import hydra_overrides
-from mlops_project.metrics import MONITORABLE, monitor_mode
+from mlops_project.config import MONITORABLE
+from mlops_project.metrics import monitor_mode
 from mlops_project.printable import printable
 from mlops_project.searching.space import Parameter
 

@@ -11,7 +11,6 @@ from typing import Any
 from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config
 from mlops_project.errors import InputError
-from mlops_project.metrics import monitor_mode
 from mlops_project.printable import printable
 from mlops_project.searching import sections
 from mlops_project.searching.sections import Findings, Goal, Halving
@@ -153,7 +152,6 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     run_cap = found.whole(content.get("run_cap"), "run_cap", 1)
     try:
         config = _of_all_trials([*overrides, *given], searched)
-        monitor_mode(config.training.monitor_metric)
     except InputError as error:
         if first_line(error) not in found.problems:
             found.problems.append(first_line(error))

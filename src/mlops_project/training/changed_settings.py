@@ -49,7 +49,7 @@ def differences(
         rule = key.facts["resume"]
         if (given is not None and name not in given) or rule == "free" or new == old:
             continue
-        if new == "auto" and (given is None or name in KEPT):
+        if new == "auto" and name in KEPT:
             continue
         if rule == "longer" and new > old:
             continue
@@ -57,17 +57,16 @@ def differences(
     return result
 
 
-def is_another_run(config: Config, container: dict[str, Any]) -> bool:
-    """Whether `training.resume_from_checkpoint=auto` takes these for the settings of another run.
+def setting_of_another_run(config: Config, container: dict[str, Any]) -> str | None:
+    """A setting by which `training.resume_from_checkpoint=auto` takes a run for another one.
 
     Args:
         config: of the command line.
         container: settings of the run, as its checkpoint has them.
     """
     before = settings.from_container(container)
-    return bool(differences(config, None, container)) or any(
-        _value(before, name) != _value(config, name) for name in settings.FREE_BUT_SHAPING
-    )
+    others = [n for n in settings.FREE_BUT_SHAPING if _value(before, n) != _value(config, n)]
+    return next(iter([*differences(config, None, container), *sorted(others)]), None)
 
 
 def check_changes(
@@ -96,14 +95,14 @@ def check_changes(
             f"{path}: its run had other settings: {_listed(changed, changed)}\n"
             "Leave them as they were, or training.allow_changes=true to go on with the new ones."
         )
-    for name, (old, new) in changed.items():
-        log.warning("%s=%s from here on (before: %s)", name, new, old)
     within = sorted(changed.keys() & BATCHES)
     if within and within_epoch:
         raise InputError(
             f"{path}: made within an epoch, where {', '.join(within)} cannot change\n"
             "A checkpoint of the end of an epoch (epoch=….ckpt) can go on with it."
         )
+    for name, (old, new) in changed.items():
+        log.warning("%s=%s from here on (before: %s)", name, new, old)
 
 
 def merged(config: Config, given: frozenset[str] | None, container: dict[str, Any]) -> Config:

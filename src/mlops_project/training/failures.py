@@ -22,7 +22,7 @@ from mlops_project.training.saving import Checkpoints
 
 
 @contextmanager
-def failures(keeper: Checkpoints, config: Config) -> Iterator[None]:
+def retelling(keeper: Checkpoints, config: Config) -> Iterator[None]:
     """Raises what ends a training as what it is, with how to go on."""
     hook = threading.excepthook
     # TensorBoard's thread has a full disk or a vanished folder as well; this one tells of it.
@@ -37,8 +37,8 @@ def failures(keeper: Checkpoints, config: Config) -> Iterator[None]:
         raise Interrupted(f"{error}{go_on(keeper)}", error.exit_code) from None
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            smaller = " ".join([*_smaller_batches(config), "training.allow_changes=true"])
-            raise ProjectError(memory_advice(config) + go_on(keeper, smaller)) from error
+            further = go_on(keeper, " training.allow_changes=true and one of these")
+            raise ProjectError(memory_advice(config) + further) from error
         other = processes.failure_of_another(error) or worker_failure(error)
         if other is None:
             raise
@@ -58,7 +58,7 @@ def failures(keeper: Checkpoints, config: Config) -> Iterator[None]:
 
 
 @contextmanager
-def single_images(config: Config) -> Iterator[None]:
+def retelling_single_images(config: Config) -> Iterator[None]:
     """Tells of a batch of one image that has features of a single pixel."""
     try:
         yield
@@ -77,33 +77,37 @@ def _is_of_files(told: threading.ExceptHookArgs) -> bool:
     return issubclass(told.exc_type, OSError)
 
 
-def go_on(keeper: Checkpoints, *changes: str) -> str:
-    """How to continue a run, as a line to add to a message; nothing without a checkpoint."""
+def go_on(keeper: Checkpoints, further: str = "") -> str:
+    """How to continue a run, as a line to add to a message; nothing without a checkpoint.
+
+    Args:
+        keeper: of the run's checkpoints.
+        further: what the command needs besides.
+    """
     path = keeper.directory / checkpoints.LAST
-    if not path.is_file():
+    if not path.is_file() or not processes.is_first():  # the first one tells of the others
         return ""
-    return "\nTo go on from the latest checkpoint: uv run src/mlops_project/train.py " + " ".join(
-        [f"training.resume_from_checkpoint={path}", *changes]
+    return (
+        "\nTo go on from the latest checkpoint: uv run src/mlops_project/train.py "
+        f"training.resume_from_checkpoint={path}{further}"
     )
 
 
 def memory_advice(config: Config) -> str:
     """What to try when the memory is too small, with values that keep the effective batch size."""
-    smaller = " ".join(_smaller_batches(config))
+    size, parts = int(config.data.batch_size), config.training.accumulate_grad_batches
+    half = size // 2
+    smaller = "one of"
+    if half:
+        times = math.ceil(size / half)
+        about = "" if half * times == size else "about "
+        smaller = (
+            f"data.batch_size={half} training.accumulate_grad_batches={parts * times} "
+            f"(for {about}the same steps, from the start or an epoch=….ckpt),"
+        )
     return (
-        f"out of memory at data.batch_size={config.data.batch_size}, "
-        f"data.image_size={config.data.image_size}; the epochs done are kept. "
-        f"Try {f'{smaller} (for the same steps),' if smaller else 'one of'}\n"
+        f"out of memory at data.batch_size={size}, data.image_size={config.data.image_size}; the "
+        f"epochs done are kept. Try {smaller}\n"
         "training.enable_checkpointing=true, a smaller data.image_size or a smaller network "
         "(model=efficientnet model.variant=b0)"
     )
-
-
-def _smaller_batches(config: Config) -> list[str]:
-    """Settings for half as large batches with as large steps; none where a batch is one image."""
-    size, parts = int(config.data.batch_size), config.training.accumulate_grad_batches
-    half = size // 2
-    if not half:
-        return []
-    parts *= math.ceil(size / half)
-    return [f"data.batch_size={half}", f"training.accumulate_grad_batches={parts}"]

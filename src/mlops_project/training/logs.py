@@ -11,9 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from mlops_project.config import Config
+from mlops_project.config import MONITORABLE, Config
 from mlops_project.files import atomic_write
-from mlops_project.metrics import MONITORABLE
 from mlops_project.training import folders, weights_and_biases
 
 EVENTS = "events.out.tfevents.*"  # TensorBoard's files

@@ -33,9 +33,8 @@ from mlops_project.training.optimizers import (
     parameter_groups,
     time_share,
 )
-from mlops_project.training.sharpness import sharpness_aware
 
-Prepared = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+PreparedBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class LesionClassifier(pl.LightningModule):
@@ -118,7 +117,7 @@ class LesionClassifier(pl.LightningModule):
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Prepared:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> PreparedBatch:
         """Augments and normalises (images uint8, labels, rows) on the device.
 
         Returns:
@@ -141,7 +140,7 @@ class LesionClassifier(pl.LightningModule):
             prepared, targets = self.augmentation.mix(prepared, labels, rows, epoch)
         return prepared, targets, labels, rows
 
-    def training_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
+    def training_step(self, batch: PreparedBatch, batch_idx: int) -> dict[str, torch.Tensor]:
         usual = self._is_usual(batch[0])
         network = self.compiled if self.compiled is not None and usual else self.network
         total, outputs = self._outputs(batch, network)
@@ -153,27 +152,19 @@ class LesionClassifier(pl.LightningModule):
         outputs["loss"] = total * share
         return outputs
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-    ) -> None:
-        if self.config.training.sam_rho:
-            rho = self.config.training.sam_rho
-            optimizer_closure = sharpness_aware(self.network, optimizer_closure, rho)
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-
     def _is_usual(self, images: torch.Tensor) -> bool:
         """Whether a batch has the shape that most have; only for that one is anything compiled."""
         size = self.config.data.batch_size, self.config.data.image_size
         return (len(images), images.shape[-1]) == size
 
-    def validation_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
+    def validation_step(self, batch: PreparedBatch, batch_idx: int) -> dict[str, torch.Tensor]:
         return self._outputs(batch, self.network)[1]
 
-    def test_step(self, batch: Prepared, batch_idx: int) -> dict[str, torch.Tensor]:
+    def test_step(self, batch: PreparedBatch, batch_idx: int) -> dict[str, torch.Tensor]:
         return self._outputs(batch, self.network)[1]
 
     def _outputs(
-        self, batch: Prepared, network: Callable[[torch.Tensor], torch.Tensor]
+        self, batch: PreparedBatch, network: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of the images' losses, and what the metrics of an epoch are made of."""
         images, targets, labels, rows = batch

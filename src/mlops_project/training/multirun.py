@@ -14,7 +14,6 @@ from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config
 from mlops_project.data.folder import require_folder
 from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError, ProjectError
-from mlops_project.metrics import monitor_mode
 from mlops_project.training import folders
 
 PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
@@ -51,7 +50,6 @@ def _in_the_foreground() -> bool:
 
 def _check(config: Config) -> None:
     """Raises InputError for what a run would refuse before it begins to train."""
-    monitor_mode(config.training.monitor_metric)
     resumes = config.training.resume_from_checkpoint  # its run has what it began with
     if config.data.name != "demo" and not resumes:
         require_folder(Path(config.data.data_dir))

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.metrics import monitor_mode
 from mlops_project.models.build import BuiltModel, build_model, try_size
 from mlops_project.training import folders, processes
 from mlops_project.training.allocator import keep_freed_memory
@@ -28,8 +27,8 @@ class Prepared:
     """A run that can begin.
 
     Attributes:
-        config: its settings. A value stands for each "auto" that shapes the numbers, but for the
-            learning rate, whose search leaves a picture in the run's folder.
+        config: its settings, with what was found for "auto"; only the learning rate is found later,
+            since its search leaves a picture in the run's folder.
         auto: names of those that were found for "auto".
         resume: where it goes on; None: from the start.
         data: set up for training.
@@ -59,7 +58,6 @@ def prepare(config: Config, given: frozenset[str] | None) -> Prepared:
     config, resume = find_resume(config, given)
     auto = {n for n, v in settings.shaping(config).items() if n in settings.FOUND and v == "auto"}
     auto |= resume.auto(config) if resume else set()
-    monitor_mode(config.training.monitor_metric)
     check_optimizer(config.training.optimizer)
     processes_here = check_machine(config.training)
     if resume:

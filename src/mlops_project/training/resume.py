@@ -168,7 +168,7 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
         allowed=config.training.allow_changes,
         within_epoch=resume.within_epoch,
     )
-    result = merged(config, given, before)
+    result = settings.resolve(merged(config, given, before))
     if result.training.max_epochs < resume.epochs_done:
         raise InputError(
             f"training.max_epochs={result.training.max_epochs}: {path} has "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from mlops_project.training import (
     summary,
     weights_and_biases,
 )
-from mlops_project.training.failures import failures, single_images
+from mlops_project.training.failures import retelling, retelling_single_images
 from mlops_project.training.lean import make_lean
 from mlops_project.training.module import LesionClassifier, build_module
 from mlops_project.training.nonfinite import NonFinite
@@ -110,7 +112,7 @@ def _assemble(prepared: Prepared, folder: Path | None) -> _Parts:
     config, resume, data = prepared.config, prepared.resume, prepared.data
     options = config.training
     if options.learning_rate == "auto":
-        with single_images(config):
+        with retelling_single_images(config):
             options.learning_rate = find_learning_rate(config, prepared.built, data, folder)
         pl.seed_everything(config.seed, verbose=False)
     earlier = checkpoints.learned_before(config, data, resume.facts if resume else None)
@@ -145,13 +147,7 @@ def _assemble(prepared: Prepared, folder: Path | None) -> _Parts:
 def _fit(prepared: Prepared, parts: _Parts) -> tuple[Path, int]:
     """Trains, and tests the best epoch: its checkpoint, and its number, counted from 0."""
     config, trainer, data = prepared.config, parts.trainer, prepared.data
-    with warnings.catch_warnings(), failures(parts.keeper, config), single_images(config):
-        # Preparing batches in this process is the fast path here, not an oversight; and the
-        # training batches know by themselves where a resumed run is.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*number of training batches .* smaller than.*")
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
+    with _quiet(), retelling(parts.keeper, config), retelling_single_images(config):
         path = str(prepared.resume.path) if prepared.resume else None
         trainer.fit(parts.module, datamodule=data, ckpt_path=path, weights_only=True)
         _say_why_it_ended(config, parts)
@@ -160,6 +156,19 @@ def _fit(prepared: Prepared, parts: _Parts) -> tuple[Path, int]:
         if len(data.rows_of("test")):
             trainer.test(parts.module, datamodule=data, verbose=False)
     return best, epoch
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's warnings of what is meant to be so."""
+    with warnings.catch_warnings():
+        # Preparing batches in this process is the fast path here, not an oversight; and the
+        # training batches know by themselves where a resumed run is.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*number of training batches .* smaller than.*")
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode.*")
+        yield
 
 
 def _say_why_it_ended(config: Config, parts: _Parts) -> None:

@@ -221,7 +221,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
 
     epochs = [row["epoch"] + 1 for row in rows]
     # Laying it out by what its texts measure would take as long as all the rest.
-    places = {"left": 0.05, "right": 0.985, "bottom": 0.13, "top": 0.84, "wspace": 0.17}
+    places = {"left": 0.065, "right": 0.985, "bottom": 0.13, "top": 0.84, "wspace": 0.24}
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), gridspec_kw=places)
     for axis, name in zip(axes, ("loss", "balanced_accuracy", "auroc"), strict=True):
         for split, label in (("train", "training"), ("val", "validation")):

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlops_project.config import Config
 from mlops_project.errors import ProjectError
 from mlops_project.training import folders
-from mlops_project.training.changed_settings import is_another_run
+from mlops_project.training.changed_settings import setting_of_another_run
 from mlops_project.training.checkpoints import ENTRY, LAST, good_checkpoints
 from mlops_project.training.processes import is_first, tell
 
@@ -58,15 +58,15 @@ def _last_of(folder: Path, config: Config) -> tuple[Path | None, str]:
     """
     if (folder / folders.RESULTS).exists():
         return None, "is finished"
-    if not _may_match(config, folder):
-        return None, "has other settings"
+    if other := _other_setting(config, folder):
+        return None, f"has another {other}"
     if is_first():
         folders.hold(folder)
     path, checkpoint = next(good_checkpoints(folder), (None, {}))
     if path is None or checkpoint[ENTRY]["format"] < 2:
         return None, "has no checkpoint to go on from"
-    if is_another_run(config, checkpoint[ENTRY]["config"]):
-        return None, "has other settings"
+    if other := setting_of_another_run(config, checkpoint[ENTRY]["config"]):
+        return None, f"has another {other}"
     last = folder / "checkpoints" / LAST
     if path != last and last.exists():
         log.warning("%s is damaged: going on from %s", last, path)
@@ -78,10 +78,10 @@ def _is_as_long(config: Config, folder: Path) -> bool:
     return (container.get("training") or {}).get("max_epochs") == config.training.max_epochs
 
 
-def _may_match(config: Config, folder: Path) -> bool:
-    """False where the folder's settings say so already, which spares reading its checkpoints."""
+def _other_setting(config: Config, folder: Path) -> str | None:
+    """What the folder's settings say of it already, which spares reading its checkpoints."""
     container = folders.settings_of(folder)
     try:
-        return container is None or not is_another_run(config, container)
+        return setting_of_another_run(config, container) if container else None
     except (ProjectError, AttributeError):
-        return True
+        return None

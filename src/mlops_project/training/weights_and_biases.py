@@ -88,9 +88,12 @@ def _why_offline() -> str | None:
     from wandb.errors import AuthenticationError, UsageError
 
     try:
-        address = urlsplit(wandb.setup().settings.base_url)
+        told = wandb.setup().settings
+        address = urlsplit(told.base_url)
     except (UsageError, ValueError):
         return None  # `watch` tells what is wrong with the environment's settings
+    if told.mode in ("offline", "disabled"):  # by `wandb offline` or `wandb disabled`
+        return None
     # Behind a proxy only that one knows.
     if not any(os.environ.get(n) for n in PROXIES):
         port = address.port or (443 if address.scheme == "https" else 80)
