@@ -338,8 +338,15 @@ def test_ctrl_c_while_the_rate_is_looked_for_ends_as_such(run_here: Train) -> No
             run_here("training.learning_rate=auto", "data.batch_size=4")
     finally:
         handle.remove()
-        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored, and so by all children
     assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is handler  # Lightning leaves it ignored
+
+
+def test_ctrl_c_between_two_trainings_of_a_program_does_not_end_the_second(run_here: Train) -> None:
+    run_here()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert run_here().best["epoch"] == 0
 
 
 def test_other_processes_take_the_rate_that_the_first_one_has_found(

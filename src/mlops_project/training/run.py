@@ -32,7 +32,7 @@ from mlops_project.training.nonfinite import NonFinite
 from mlops_project.training.preparation import Prepared, prepare
 from mlops_project.training.preview import draw_preview
 from mlops_project.training.saving import Checkpoints
-from mlops_project.training.signals import Interruption, end_with_parent
+from mlops_project.training.signals import Interruption, end_with_parent, handlers_put_back
 from mlops_project.training.speed import Speed
 from mlops_project.training.summary import Result
 from mlops_project.training.tracking import EpochMetrics, History, draw_curves
@@ -60,7 +60,8 @@ def train(config: Config, given: frozenset[str] | None = None) -> Result:
     processes.join_the_watch()
     end_with_parent()
     try:
-        return _train(config, given)
+        with handlers_put_back():
+            return _train(config, given)
     except BaseException as error:
         if processes.is_started_by_another():
             processes.leave_word(error)

@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -60,6 +62,22 @@ class Interruption:
             if number == signal.SIGINT and first and sys.stderr.isatty():
                 # Straight to the terminal: a signal may arrive in the middle of another write.
                 os.write(2, b"\nfinishing the step, then saving (Ctrl-C again: leave at once)\n")
+
+
+@contextmanager
+def handlers_put_back() -> Iterator[None]:
+    """Leaves signals to whoever saw to them before, such as a notebook; Lightning ignores Ctrl-C.
+
+    Else one that comes afterwards would be taken note of, and end the next training.
+    """
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # else it was not Python that had set it
+                    signal.signal(number, handler)
 
 
 def leave_at_once(code: int) -> None:
