@@ -15,7 +15,7 @@ from mlops_project.searching import runs
 from mlops_project.searching.display import Display
 from mlops_project.searching.study import Done, Lost, Study
 from mlops_project.searching.trials import INTERRUPTED
-from mlops_project.training.signals import Interruption
+from mlops_project.training.signals import Interruption, handlers_put_back
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -61,6 +61,10 @@ class Worker:
             ProjectError: trial after trial has failed.
         """
         self.interruption = Interruption()
+        with handlers_put_back():
+            self._work()
+
+    def _work(self) -> None:
         self.interruption.defer()
         try:
             while True:
