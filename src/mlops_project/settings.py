@@ -13,6 +13,7 @@ import os
 import re
 import typing
 from collections.abc import Collection, Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,11 @@ def to_container(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def value(config: Config, name: str) -> Any:
+    """The value of a setting by its dotted name."""
+    return attrgetter(name)(config)
+
+
 def shaping(config: Config, auto: Collection[str] = ()) -> dict[str, Any]:
     """The settings that what comes of a run depends on, by their dotted names.
 
@@ -190,14 +196,10 @@ def shaping(config: Config, auto: Collection[str] = ()) -> dict[str, Any]:
         auto: which of them were found for "auto", and are that here: repetitions of a run may find
             another learning rate each.
     """
-    container = to_container(config)
     found = {}
     for name, key in keys().items():
         if key.facts["resume"] != "free" or name in FREE_BUT_SHAPING:
-            value: Any = container
-            for part in name.split("."):
-                value = value[part]
-            found[name] = "auto" if name in auto else value
+            found[name] = "auto" if name in auto else value(config, name)
     return found
 
 

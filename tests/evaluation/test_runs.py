@@ -19,7 +19,7 @@ from mlops_project.errors import InputError
 from mlops_project.evaluate import app as evaluation
 from mlops_project.evaluation import calibration
 from mlops_project.evaluation.images import ONE_FOLD, open_images
-from mlops_project.evaluation.presentation.runs_page import next_command
+from mlops_project.evaluation.presentation.runs_page import SEVERAL_SEEDS, next_command, show
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.runs import differing, ensembles, group, read_runs, table
 from mlops_project.evaluation.trained_model import load_models
@@ -245,7 +245,7 @@ def test_folds_that_found_rates_of_their_own_are_one_group(
 
 
 def test_what_is_named_as_one_can_be_pasted_and_is_of_one_seed(
-    folds: tuple[Path, str], tmp_path: Path
+    folds: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(folds[0] / "models", tmp_path / "my runs")
     for path in tmp_path.rglob("results.json"):
@@ -258,8 +258,12 @@ def test_what_is_named_as_one_can_be_pasted_and_is_of_one_seed(
     for run in runs:  # two of three folds, and no test split
         run.settings.update({"data.folds": 3, "data.test_fraction": 0})
     assert next_command(group(runs)).endswith(" --split out-of-fold")
+    show(group(runs))
+    assert SEVERAL_SEEDS not in " ".join(capsys.readouterr().out.split())
     runs[0].settings["seed"] = 7
     assert next_command(group(runs)) == ""
+    show(group(runs))
+    assert SEVERAL_SEEDS in " ".join(capsys.readouterr().out.split())
 
 
 def test_settings_that_differ_make_groups_and_are_named(

@@ -155,7 +155,9 @@ def test_what_a_search_leaves(
     assert trained["training"]["learning_rate"] == config.training.learning_rate
 
     # Nothing is left to do.
+    handler = signal.getsignal(signal.SIGINT)
     again = call(app, "run", *words)
+    assert signal.getsignal(signal.SIGINT) is handler
     assert again.splitlines()[-1] == done.stdout.splitlines()[-1]
 
 

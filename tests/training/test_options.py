@@ -672,6 +672,18 @@ def test_without_an_account_one_line_says_how_to_log_in(
     assert "deprecated" not in told
 
 
+def test_what_was_switched_off_for_the_folder_stays_so(
+    run_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("wandb").mkdir()
+    Path("wandb/settings").write_text("[default]\nmode = disabled\n")  # by `wandb disabled`
+    wandb.teardown()
+    run_here("wandb.enabled=true", "training.limit_train_batches=1")
+    wandb.teardown()
+    assert "offline" not in "".join(capfd.readouterr())
+    assert not list(Path("wandb").glob("*run-*"))
+
+
 def test_more_stages_than_entries_are_all_freed_by_the_last_one() -> None:
     from mlops_project.training.finetuning import free_stages
 

@@ -23,7 +23,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from mlops_project import hydra_overrides, settings
 from mlops_project.errors import InputError, Interrupted
 from mlops_project.models.baseline_cnn import BaselineCNN
-from mlops_project.training.checkpoints import AtomicCheckpointIO, load_checkpoint
+from mlops_project.training.checkpoints import (
+    CALIBRATION,
+    AtomicCheckpointIO,
+    load_checkpoint,
+)
 from mlops_project.training.folders import new_run_folder
 from mlops_project.training.resume import open_resume
 from mlops_project.training.run import Result, train
@@ -535,8 +539,11 @@ def test_what_a_kill_has_left_among_the_best_goes(train_here: Train) -> None:
     train_here("training.max_epochs=2", once=True)
     left = LAST.with_name("epoch=001-val_loss=9.999.ckpt")
     shutil.copy(LAST, left)
+    calibration = left.with_suffix(CALIBRATION)  # of an evaluation meanwhile
+    calibration.write_text("{}")
     train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
     assert not left.exists()
+    assert not calibration.exists()
 
 
 def test_auto_lengthens_a_run_only_where_none_of_that_length_is_unfinished(

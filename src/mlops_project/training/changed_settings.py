@@ -45,7 +45,7 @@ def differences(
     before, now = settings.from_container(container), config
     result = {}
     for name, key in setting_keys.keys().items():
-        old, new = _value(before, name), _value(now, name)
+        old, new = settings.value(before, name), settings.value(now, name)
         rule = key.facts["resume"]
         if (given is not None and name not in given) or rule == "free" or new == old:
             continue
@@ -65,7 +65,11 @@ def setting_of_another_run(config: Config, container: dict[str, Any]) -> str | N
         container: settings of the run, as its checkpoint has them.
     """
     before = settings.from_container(container)
-    others = [n for n in settings.FREE_BUT_SHAPING if _value(before, n) != _value(config, n)]
+    others = [
+        n
+        for n in settings.FREE_BUT_SHAPING
+        if settings.value(before, n) != settings.value(config, n)
+    ]
     return next(iter([*differences(config, None, container), *sorted(others)]), None)
 
 
@@ -109,26 +113,14 @@ def merged(config: Config, given: frozenset[str] | None, container: dict[str, An
     """The run's settings with what the command line names in their place; arguments as above."""
     result = settings.from_container(container)
     for name in list(setting_keys.keys()):
-        value = _value(config, name)
+        value = settings.value(config, name)
         named = given is None or name in given
         if named and (value != "auto" or name not in KEPT):
             group, _, leaf = name.rpartition(".")
-            setattr(_group(result, group), leaf, value)
+            setattr(settings.value(result, group) if group else result, leaf, value)
     return result
 
 
 def _listed(changed: dict[str, tuple[Any, Any]], names: Collection[str]) -> str:
     told = [f"{name}={changed[name][0]} (now {changed[name][1]})" for name in names]
     return ", ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
-
-
-def _group(config: Config, name: str) -> Any:
-    result: Any = config
-    for part in name.split(".") if name else ():
-        result = getattr(result, part)
-    return result
-
-
-def _value(config: Config, name: str) -> Any:
-    group, _, leaf = name.rpartition(".")
-    return getattr(_group(config, group), leaf)

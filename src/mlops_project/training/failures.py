@@ -37,7 +37,7 @@ def retelling(keeper: Checkpoints, config: Config) -> Iterator[None]:
         raise Interrupted(f"{error}{go_on(keeper)}", error.exit_code) from None
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            further = go_on(keeper, " training.allow_changes=true and one of these")
+            further = go_on(keeper, " training.allow_changes=true SETTING")
             raise ProjectError(memory_advice(config) + further) from error
         other = processes.failure_of_another(error) or worker_failure(error)
         if other is None:

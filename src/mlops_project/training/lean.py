@@ -1,8 +1,7 @@
 """Lightning's training step without what a run does not ask for.
 
 In each step Lightning calls six hooks of every callback, most of which are empty, and looks up anew
-what stays the same for the whole run: together more than all of ours takes
-(`benchmarks/overhead.py`).
+what stays the same for the whole run.
 """
 
 from __future__ import annotations
