@@ -246,6 +246,17 @@ def test_a_single_wrong_bit_is_found(at: float, bit: int, whole: Path, damaged: 
     assert "damaged" in refusal(damaged)
 
 
+@pytest.mark.parametrize("byte", [1, 2])
+def test_nor_is_one_missed_in_the_length_of_the_checksum(
+    byte: int, whole: Path, damaged: Path
+) -> None:
+    content = bytearray(whole.read_bytes())
+    place = content.rindex(b"mlops_project sha256 ") - byte  # the archive's end is just before it
+    content[place] ^= 1
+    damaged.write_bytes(content)
+    assert "damaged" in refusal(damaged)
+
+
 def test_what_the_last_checkpoint_was_is_kept_beside_the_run_s_files(tmp_path: Path) -> None:
     for epoch in range(3):
         save({**WHOLE, "epoch": epoch}, tmp_path / "checkpoints" / "last.ckpt")

@@ -38,6 +38,7 @@ LAST = "last.ckpt"
 CALIBRATION = ".calibration.json"  # ending of the file beside a checkpoint with how to calibrate it
 _MARK = b"mlops_project sha256 "
 _COMMENT = len(_MARK) + 64  # bytes
+_COMMENT_LENGTH = struct.pack("<H", _COMMENT)  # as a zip archive has it before its comment
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -96,7 +97,7 @@ class _Hashing:
 
 def _append_checksum(file: IO[bytes], digest: str) -> None:
     file.seek(-2, os.SEEK_END)
-    file.write(struct.pack("<H", _COMMENT) + _MARK + digest.encode())
+    file.write(_COMMENT_LENGTH + _MARK + digest.encode())
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -161,10 +162,11 @@ def _has_checksum(path: Path) -> bool:
             while left and (block := file.read(min(2**20, left))):
                 sha256.update(block)
                 left -= len(block)
+            length = file.read(2)  # of the comment; hashed as zeros, since it is written last
     except OSError as error:
         raise ProjectError(f"{path}: cannot be read ({error})") from error
     sha256.update(bytes(2))
-    if sha256.hexdigest().encode() != digest:
+    if sha256.hexdigest().encode() != digest or length != _COMMENT_LENGTH:
         raise InputError(
             f"{path}: not a readable checkpoint: damaged, its contents do not match its checksum"
         )
