@@ -14,7 +14,7 @@ from typing import Any
 
 from mlops_project.config import Config
 from mlops_project.errors import InputError
-from mlops_project.printable import printable
+from mlops_project.printable import did_you_mean, printable
 
 GROUPS = ("model", "data", "training", "wandb", "experiment")  # folders of configs/
 NONE = ("null", "none", "~", "")
@@ -121,10 +121,7 @@ def convert(key: Key, value: Any) -> Any:
     if "none" in facts["choices"] and (value is None or value is False):
         return "none"
     if facts["choices"]:
-        near = difflib.get_close_matches(
-            shown(value)[:100], [shown(c) for c in facts["choices"]], 1, 0.6
-        )
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(shown(value), map(shown, facts["choices"]), cutoff=0.6)
         if len(facts["choices"]) == 1:
             hint = f": {facts['meaning']}"
         said = printable(shown(value))

@@ -1,4 +1,4 @@
-"""How the threads of a computation wait for each other: awake, or asleep.
+"""How many threads there may be, and how those of a computation wait for each other.
 
 Awake they start at once, which a network of many small layers gains a quarter from, but they take
 the processor's time from others: two trainings at once then come to a third of their speed.
@@ -15,6 +15,13 @@ import os
 LOOKS, LOOKS_ALONE = 1_000, 30_000
 BUSY = 0.3  # cores that others use, from which on this process is not alone
 SECONDS, TIMES = 0.1, 5  # over which that is measured, and how often before it is believed
+
+
+def usable_cores() -> int:
+    """Of the machine, those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def wait_briefly() -> None:

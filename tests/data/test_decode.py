@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
+import warnings
 import zlib
 from collections.abc import Callable
 
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlops_project.data.decode import UnreadableImage, decode
+from mlops_project.data.decode import UnreadableImage, decode, decoding_threads
 
 AsFile = Callable[..., bytes]
 Picture = Callable[..., Image.Image]
@@ -203,3 +207,36 @@ def test_a_jpeg_of_endless_scans_is_refused(as_file: AsFile) -> None:
     last = whole.rindex(b"\xff\xda")
     with pytest.raises(UnreadableImage, match="more than 100 scans"):
         decode(whole[:last] + whole[last:-2] * 101 + whole[-2:], SIDE)
+
+
+def test_decoding_in_threads_leaves_the_filters_for_warnings_alone(as_file: AsFile) -> None:
+    """But for its own: else a warning of anything else would be lost from then on, or shown."""
+    files = [as_file(n, "PNG") for n in range(40)] + [as_file(n) for n in range(40)]
+    switching = sys.getswitchinterval()
+    decode(files[0], SIDE)
+    before = list(warnings.filters)
+    sys.setswitchinterval(1e-6)  # threads take turns as often as they can
+    try:
+        with decoding_threads(8) as pool:
+            list(pool.map(lambda data: decode(data, SIDE), files))
+    finally:
+        sys.setswitchinterval(switching)
+    assert list(warnings.filters) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be given away here")
+def test_as_many_threads_decode_as_the_process_may_use_cores() -> None:
+    """A job of a cluster has few of a machine's cores, and a thread may hold a large image."""
+    program = (
+        "import os, threading\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from mlops_project.data.decode import decoding_threads\n"
+        "end, before = threading.Event(), threading.active_count()\n"
+        "with decoding_threads() as pool:\n"
+        "    waiting = [pool.submit(end.wait) for _ in range(8)]\n"
+        "    print(threading.active_count() - before)\n"
+        "    end.set()\n"
+        "    [task.result() for task in waiting]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "1", done.stderr

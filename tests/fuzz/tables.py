@@ -251,6 +251,6 @@ def use_folder(folder: Path, checked: bool) -> None:
     split = split_by_lesion(source.table, 42)
     subsample(source.table, split, 0.5, True, 42)
     rows = np.arange(len(source.table))
-    cache = open_cache(source.table, rows, 16, folder / "cache", workers=1, progress=False)
+    cache = open_cache(source.table, rows, 16, folder / "cache", workers=1)
     assert all(len(reason.splitlines()) == 1 for reason in cache.unreadable.values())
     assert len(cache.images) == len(source.table)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlops_project.errors import InputError
-from mlops_project.printable import printable
+from mlops_project.printable import first_line, printable
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_IMAGE_BYTES = 200 * 2**20
@@ -135,8 +135,7 @@ def _zipped(place: Path) -> Iterator[tuple[str, str, str]]:
                 if not member.startswith("__MACOSX"):
                     yield member.rsplit("/", 1)[-1], str(place), member
     except (*DAMAGED, OSError) as error:
-        reason = printable(str(error), 200)
-        raise InputError(f"{place}: not a readable zip archive: {reason}") from error
+        raise InputError(f"{place}: not a readable zip archive: {first_line(error)}") from error
 
 
 def is_junk(path: Path) -> bool:

@@ -14,9 +14,10 @@ import json
 import logging
 import os
 import shutil
+import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,12 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from mlops_project.data.archives import read_bytes
-from mlops_project.data.decode import UnreadableImage, decode
+from mlops_project.data.decode import decode, decoding_threads
 from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import atomic_write
+from mlops_project.printable import first_line
+from mlops_project.progress import track
+from mlops_project.threads import usable_cores
 
 log = logging.getLogger("mlops_project")
 
@@ -75,7 +79,6 @@ def open_cache(
     folder: Path,
     *,
     workers: int | None = None,
-    progress: bool = True,
 ) -> ImageCache:
     """Opens the cache of these images, and decodes what it lacks.
 
@@ -87,7 +90,6 @@ def open_cache(
         side: of the decoded squares, pixels.
         folder: where caches lie; the user's cache folder takes its place where it is read-only.
         workers: threads that decode (None: one for each core).
-        progress: show a progress bar on a terminal.
 
     Raises:
         InputError: none of the images can be read.
@@ -115,7 +117,7 @@ def open_cache(
                 text = "%d decoded images were damaged on the disk: decoding them again"
                 log.warning(text, len(damaged))
             lacking = np.concatenate([absent, damaged])
-            unreadable = _build(path, shape, table, lacking, workers, progress)
+            unreadable = _build(path, shape, table, lacking, workers)
     except OSError as error:
         if error.errno in FULL:
             raise _no_space(path, len(rows) * side * side * 3) from error
@@ -254,7 +256,7 @@ def _lacking(path: Path, shape: tuple[int, ...], rows: np.ndarray) -> tuple[np.n
     def damaged(chunk: np.ndarray) -> list[int]:
         return [int(row) for row in chunk if zlib.crc32(images[row]) != records[row, 1]]
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         chunks = np.array_split(flagged, max(1, len(flagged) // 64))
         bad = [row for found in pool.map(damaged, chunks) for row in found]
     return np.setdiff1d(rows, flagged), np.array(bad, dtype=np.int64)
@@ -265,10 +267,8 @@ def _decoded(table: pd.DataFrame, row: int, side: int) -> np.ndarray | str:
     try:
         path, member = str(table["path"].iat[row]), str(table["member"].iat[row])
         return decode(read_bytes(path, member), side)
-    except UnreadableImage as error:
-        return str(error)
     except (OSError, ValueError) as error:
-        return (str(error) or type(error).__name__).splitlines()[0][:120]
+        return first_line(error)
 
 
 def _why_unreadable(table: pd.DataFrame, rows: np.ndarray, side: int) -> dict[int, str] | None:
@@ -288,11 +288,8 @@ def _build(
     table: pd.DataFrame,
     rows: np.ndarray,
     workers: int | None,
-    progress: bool,
 ) -> dict[int, str]:
     """Decodes rows into the cache; the reasons of those that cannot be."""
-    import torch
-
     if len(rows) == 0:
         return {}
     side = shape[-1]
@@ -312,21 +309,18 @@ def _build(
         _write_all(records_file, record.tobytes(), row * 8)
         return row, None
 
-    # Decoding uses a thread for each image; torch's own threads on top would only get in the way.
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        workers or os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)
-    )
     unreadable: dict[int, str] = {}
+    if len(rows) > 500 and not sys.stderr.isatty():
+        log.info("decoding %d images", len(rows))
     try:
-        for row, reason in _shown(pool.map(store, rows.tolist()), len(rows), progress):
-            if reason is not None:
-                unreadable[row] = reason
+        with decoding_threads(workers) as pool:
+            stored = pool.map(store, rows.tolist())
+            for row, reason in track(stored, "decoding images", len(rows)):
+                if reason is not None:
+                    unreadable[row] = reason
         os.fsync(pixels_file)
         os.fsync(records_file)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
         os.close(pixels_file)
         os.close(records_file)
     return unreadable
@@ -337,32 +331,6 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _shown(results: Iterable[Any], total: int, progress: bool) -> Iterator[Any]:
-    """Passes the results on, with a progress bar on a terminal and a line elsewhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    if not progress or not console.is_terminal:
-        if total > 500:
-            log.info("decoding %d images", total)
-        yield from results
-        return
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(TextColumn("decoding images"), *columns, console=console, transient=True) as bar:
-        yield from bar.track(results, total=total)
 
 
 def _no_space(path: Path, needed: int) -> ProjectError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +15,14 @@ import numpy as np
 import pandas as pd
 
 from mlops_project.data import archives, sources
-from mlops_project.data.decode import decode
+from mlops_project.data.decode import decode, decoding_threads
 from mlops_project.data.diagnoses import unknown_diagnoses
-from mlops_project.data.same_pictures import SIDE, SamePicture, same_pictures, shown
+from mlops_project.data.same_pictures import SIDE, SamePicture, same_pictures
 from mlops_project.data.splits import UNUSED, split_by_lesion
 from mlops_project.data.tables import read_rows
 from mlops_project.errors import InputError
+from mlops_project.printable import first_line
+from mlops_project.progress import track
 
 # Between splits the share of leaked melanomas varies by 0.04 on HAM10000; their mean by 0.006.
 NAIVE_SPLITS = 50
@@ -173,23 +174,16 @@ def _decode_all(
     files: list[tuple[str, str]],
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Thumbnails uint8 [M, 3, SIDE, SIDE] and digests [M] of what is readable; else the reasons."""
-    import torch
 
     def look(file: tuple[str, str]) -> tuple[np.ndarray, str] | str:
         try:
             data = archives.read_bytes(*file)
             return decode(data, SIDE), hashlib.blake2b(data, digest_size=16).hexdigest()
         except (OSError, ValueError) as error:
-            return (str(error) or type(error).__name__).splitlines()[0][:120]
+            return first_line(error)
 
-    # Decoding uses a thread for each image; torch's own threads on top would only get in the way.
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        seen = list(shown(pool.map(look, files), "decoding images", len(files)))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
+    with decoding_threads() as pool:
+        seen = list(track(pool.map(look, files), "decoding images", len(files)))
     good = [result for result in seen if not isinstance(result, str)]
     thumbnails = np.array([pixels for pixels, _ in good], np.uint8).reshape(-1, 3, SIDE, SIDE)
     digests = np.array([digest for _, digest in good], dtype=str)

@@ -25,7 +25,6 @@ from mlops_project.data.loading import (
     Undecoded,
     choose_workers,
     trial_batches,
-    usable_cores,
 )
 from mlops_project.data.sampling import POWERS, EvaluationBatches, TrainingBatches
 from mlops_project.data.sources import Source, read_source
@@ -38,6 +37,8 @@ from mlops_project.data.splits import (
     subsample,
 )
 from mlops_project.errors import InputError
+from mlops_project.printable import listed
+from mlops_project.threads import usable_cores
 
 log = logging.getLogger("mlops_project")
 
@@ -173,7 +174,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         missing = self.source.missing if self.source and images is None else ()
         if missing:
             text = "%d images of the table do not exist and are left out: %s"
-            log.warning(text, len(missing), _some(list(missing)))
+            log.warning(text, len(missing), listed(list(missing)))
         folder = CACHE_FOLDER if self.settings.cache == "auto" else Path(self.settings.cache)
         side = cached_side(self.image_size, self.settings.crop_fraction)
         if self.settings.cache == "off":
@@ -184,7 +185,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         bad = self._images.unreadable
         if bad:
             named = [f"{self.table['image_id'].iloc[row]} ({why})" for row, why in bad.items()]
-            log.warning("%d images cannot be read and are left out: %s", len(bad), _some(named))
+            log.warning("%d images cannot be read and are left out: %s", len(bad), listed(named))
             self.split[list(bad)] = UNUSED
         return bad
 
@@ -314,8 +315,3 @@ class HAM10000DataModule(pl.LightningDataModule):
     def _processes(self) -> tuple[int, int]:
         """(rank, number of processes) of the training this belongs to."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+
+from mlops_project.printable import first_line
+from mlops_project.threads import usable_cores
 
 # Larger than any dermatoscope's picture; what claims to be larger is a decompression bomb.
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of one
 MAX_SCANS = 100  # of a progressive JPEG; cameras write 10, and each may take as long as an image
 # The formats of photographs. Pillow knows more, among them some that start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
+# Warnings of no use here: by their text, that torchvision's decoder will leave, which until then is
+# the fastest one; by their module, what Pillow says of images, which can be used or cannot.
+ANNOUNCEMENT = re.compile("The image decoding and encoding capabilities", re.IGNORECASE)
+PILLOW = re.compile(r"PIL\.")
 
 
 class UnreadableImage(ValueError):
@@ -43,6 +54,7 @@ def decode(data: bytes, side: int) -> np.ndarray:
 
     if not data:
         raise UnreadableImage("the file is empty")
+    _leave_out_warnings()
     pixels = None
     if data[:2] == b"\xff\xd8":
         header = _jpeg_header(data)
@@ -68,16 +80,47 @@ def decode(data: bytes, side: int) -> np.ndarray:
     return square[0].contiguous().numpy()
 
 
+@contextmanager
+def decoding_threads(workers: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose threads decode an image each; what has not begun at its end is dropped.
+
+    Args:
+        workers: threads; None: one for each core.
+    """
+    import torch
+
+    # Torch's own threads on top would only get in the way.
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        workers or usable_cores(), initializer=torch.set_num_threads, initargs=(1,)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
 @cache
 def _torchvision_decoder():
     try:
         from torchvision.io import ImageReadMode, decode_jpeg
     except ImportError:
         return lambda data: None
-
-    # It has announced that it will leave torchvision; until then it is the fastest decoder.
-    warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities")
     return lambda data: decode_jpeg(data, mode=ImageReadMode.RGB)
+
+
+def _leave_out_warnings() -> None:
+    """Ignores the decoders' warnings from here on.
+
+    Not with `warnings.catch_warnings`: images are decoded in many threads, and where these overlap
+    it leaves the filters of one of them behind, for all warnings of the program.
+    """
+    known = {part for entry in warnings.filters for part in (entry[1], entry[3])}
+    if ANNOUNCEMENT not in known:
+        warnings.filterwarnings("ignore", message=ANNOUNCEMENT.pattern)
+    if PILLOW not in known:
+        warnings.filterwarnings("ignore", module=PILLOW.pattern)
 
 
 class _JpegHeader(NamedTuple):
@@ -98,9 +141,7 @@ def _decode_plain_jpeg(data: bytes, header: _JpegHeader | None):
         return None
     if not 0 < header.height * header.width <= MAX_PIXELS:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the buffer is read-only, and only read
-        buffer = torch.frombuffer(data, dtype=torch.uint8)
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # it wants a writable one
     try:
         return _torchvision_decoder()(buffer)
     except RuntimeError:
@@ -140,8 +181,7 @@ def _is_turned(data: bytes) -> bool:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.getexif().get(0x0112, 1) != 1
     except Exception:  # a damaged note: Pillow's own path decides about the image
         return True
@@ -152,15 +192,13 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UnreadableImage(
-                        f"{image.width} × {image.height} pixels, more than {MAX_PIXELS:,}"
-                    )
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImage(
+                    f"{image.width} × {image.height} pixels, more than {MAX_PIXELS:,}"
+                )
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -168,8 +206,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
     except MemoryError as error:
         raise UnreadableImage("too large for the memory") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes
-        reason = str(error).strip().splitlines()
-        raise UnreadableImage(reason[0][:120] if reason else type(error).__name__) from error
+        raise UnreadableImage(first_line(error)) from error
 
 
 def _to_rgb(image) -> np.ndarray:

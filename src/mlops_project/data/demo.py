@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from PIL import Image
 from mlops_project.data.demo_lesions import draw_lesion, render
 from mlops_project.data.sources import SYNTHETIC_MARKER
 from mlops_project.errors import InputError
+from mlops_project.progress import track
+from mlops_project.threads import usable_cores
 
 log = logging.getLogger("mlops_project")
 
@@ -43,7 +44,6 @@ def generate(
     images: int = IMAGES,
     seed: int = 42,
     keep: bool = False,
-    progress: bool = True,
 ) -> bool:
     """Generates synthetic images and their table, unless they are there already.
 
@@ -55,7 +55,6 @@ def generate(
         images: how many, about; at least 100, so that every diagnosis has its three lesions.
         seed: another seed gives other images.
         keep: take synthetic images that are there, however many, and of whichever seed.
-        progress: show a progress bar on a terminal.
 
     Returns:
         True if they were generated now.
@@ -89,7 +88,7 @@ def generate(
             )
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            _write(partial, recipe, progress)
+            _write(partial, recipe)
             partial.chmod(0o755)
             if os.path.ismount(folder) or folder == Path.cwd():  # neither can be replaced
                 _refill(folder, partial)
@@ -123,7 +122,7 @@ def _made_of(folder: Path) -> dict[str, int] | None:
         return None
 
 
-def _write(folder: Path, recipe: dict[str, int], progress: bool) -> None:
+def _write(folder: Path, recipe: dict[str, int]) -> None:
     table = draw_table(recipe["images"], recipe["seed"])
     for part in PARTS:
         (folder / part).mkdir()
@@ -137,24 +136,13 @@ def _write(folder: Path, recipe: dict[str, int], progress: bool) -> None:
         Image.fromarray(render(lesion, rng)).save(path, quality=90)
 
     log.info("generating %d synthetic images (no clinical meaning)", len(table))
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for _ in _with_bar(pool.map(write, range(len(table))), len(table), progress):
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        written = pool.map(write, range(len(table)))
+        for _ in track(written, "generating synthetic images", len(table)):
             pass
     table.to_csv(folder / "HAM10000_metadata.csv", index=False)
     note = "Synthetic images made by a program: no patients, no clinical meaning."
     (folder / SYNTHETIC_MARKER).write_text(json.dumps({"note": note, **recipe}, indent=2) + "\n")
-
-
-def _with_bar(results: Iterator[None], total: int, progress: bool) -> Iterator[None]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if not (progress and console.is_terminal):
-        return results
-    return iter(
-        track(results, "generating synthetic images", total, console=console, transient=True)
-    )
 
 
 def draw_table(images: int, seed: int) -> pd.DataFrame:

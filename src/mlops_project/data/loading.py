@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ from mlops_project.data.crops import cut, places
 from mlops_project.data.decode import decode
 from mlops_project.data.sampling import EvaluationBatches, Request
 from mlops_project.errors import ENDING_SIGNALS, ProjectError, worker_failure
+from mlops_project.printable import first_line
+from mlops_project.threads import usable_cores
 
 log = logging.getLogger("mlops_project")
 
@@ -59,7 +60,7 @@ class Undecoded:
         if get_worker_info() is not None:  # one of several processes, with one thread each
             return np.stack([self._decode(row) for row in rows])
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+            self._pool = ThreadPoolExecutor(usable_cores())
         return np.stack(list(self._pool.map(self._decode, rows)))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,9 +70,8 @@ class Undecoded:
         try:
             return decode(read_bytes(self.paths[row], self.members[row]), self.side)
         except (OSError, ValueError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:120]
             raise ProjectError(
-                f"{self.names[row]}: the image cannot be read ({reason})\n"
+                f"{self.names[row]}: the image cannot be read ({first_line(error)})\n"
                 "With data.cache=auto such images are found before the training and left out."
             ) from error
 
@@ -156,13 +156,6 @@ class Loader(DataLoader):
                 raise batch
             yield batch
             began = time.perf_counter()
-
-
-def usable_cores() -> int:
-    """Of the machine, those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def trial_batches(rows: np.ndarray, batch_size: int, most: int) -> EvaluationBatches:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import track
+
+from mlops_project.progress import track
 
 if TYPE_CHECKING:
     import torch
@@ -45,13 +45,6 @@ class SamePicture:
     rows: tuple[int, ...]
     identical: bool
     similarity: float
-
-
-def shown(steps: Iterable[Any], text: str, total: int) -> Iterator[Any]:
-    """Passes the steps on, with a progress bar on a terminal."""
-    console = Console(stderr=True)
-    quiet = not console.is_terminal
-    yield from track(steps, text, total=total, console=console, transient=True, disable=quiet)
 
 
 def same_pictures(
@@ -94,7 +87,7 @@ def thumbnails(data: HAM10000DataModule, rows: np.ndarray) -> np.ndarray:
     whole = DecodedImages(source, data.labels, source.side)
     small = np.empty((len(rows), 3, SIDE, SIDE), dtype=np.uint8)
     starts = range(0, len(rows), 64)
-    for start in shown(starts, "making thumbnails", len(starts)):
+    for start in track(starts, "making thumbnails", len(starts)):
         squares, _, _ = whole.batch(0, rows[start : start + 64])
         small[start : start + 64] = interpolate(
             squares, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
@@ -127,7 +120,7 @@ def similar_pairs(
     second = first if others is None else to_grey(others)
     shades = _shades(first)
     views = list(product(range(4), (False, True)))
-    for turns, mirrored in shown(views, "comparing images", len(views)):
+    for turns, mirrored in track(views, "comparing images", len(views)):
         turned = second.rot90(turns, (1, 2))
         turned = turned.flip(2) if mirrored else turned
         other_shades = _shades(turned)

@@ -26,7 +26,7 @@ from mlops_project.data.tables import (
     without_doubles,
 )
 from mlops_project.errors import InputError
-from mlops_project.printable import printable
+from mlops_project.printable import listed, printable
 
 log = logging.getLogger("mlops_project")
 
@@ -210,10 +210,9 @@ def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     beside = [p for p in _tables_beside(folder) if diagnoses_of(p) is not None]
     if beside:
         return "plain", [_the_one_of(beside, folder)], _pictures_first(folder)
-    found = ", ".join(printable(p.name) + ("/" if p.is_dir() else "") for p in entries[:8])
-    more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
+    found = listed([printable(p.name) + ("/" if p.is_dir() else "") for p in entries], 8)
     raise NoLayout(
-        f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}{more}\n"
+        f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}\n"
         + "".join(f"{reason}\n" for reason in _reasons(folder)[:3])
         + ACCEPTED
     )

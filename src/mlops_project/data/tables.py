@@ -15,7 +15,7 @@ import pandas as pd
 
 from mlops_project.data.archives import DAMAGED, IMAGE_ENDINGS, is_junk, is_zip, plain
 from mlops_project.errors import InputError
-from mlops_project.printable import printable
+from mlops_project.printable import first_line, printable
 
 TABLE_ENDINGS = (".csv", ".tab", ".tsv", "", ".txt")
 MAX_TABLE_BYTES = 500 * 2**20
@@ -54,7 +54,7 @@ def _read_text(path: Path) -> str:
         else:
             data = path.read_bytes()
     except (*DAMAGED, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({printable(str(error), 200)})") from error
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
     for encoding in (
         ("utf-8-sig", "utf-16")
         if data[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -104,8 +104,7 @@ def read_table(path: Path) -> pd.DataFrame:
     except pd.errors.ParserWarning as error:
         raise InputError(f"{path}: its rows have more cells than its header") from error
     except (pd.errors.ParserError, ValueError, csv.Error, OverflowError) as error:
-        reason = str(error).strip().splitlines()[0][:150]
-        raise InputError(f"{path}: not a readable table ({reason})") from error
+        raise InputError(f"{path}: not a readable table ({first_line(error)})") from error
     table.columns = [str(c).strip().strip('"').lower() for c in table.columns]
     names = first.astype(str).str.strip().str.strip('"').str.lower()
     doubled = sorted(set(names[names.duplicated() & (names != "")]))

@@ -29,6 +29,7 @@ from mlops_project.evaluation.decisions import decide, decide_across, difference
 from mlops_project.evaluation.images import Images, reopen
 from mlops_project.evaluation.inference import Predictions, embed, predict
 from mlops_project.evaluation.trained_model import TrainedModel
+from mlops_project.printable import first_line
 
 FEW_IMAGES = 20  # of validation: with fewer, nothing fitted on them holds
 
@@ -165,7 +166,7 @@ def add_comparison(
             trained_on={*audit["leaked_images"], *facts["leaks"]["leaked_images"]},
         )
     except InputError as error:
-        facts["gaps"].append("no comparison: " + str(error).splitlines()[0])
+        facts["gaps"].append("no comparison: " + first_line(error))
         return
     if audit["n_not_compared"]:
         facts["gaps"].append(

@@ -20,6 +20,7 @@ from mlops_project.evaluation.images import Images
 from mlops_project.evaluation.malignancy import as_binary
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.models.build import head
+from mlops_project.progress import track
 
 # (quarter turns, mirrored): a dermoscopic image has no up.
 VIEWS = tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4))
@@ -60,8 +61,9 @@ def predict(models: Sequence[TrainedModel], images: Images, *, tta: bool = False
         title = f"predicting, model {number + 1} of {len(models)}"
         asked = images.asked[number]
         if asked.any():
-            loader = _with_bar(data.evaluation_loader(images.rows[asked]), title)
-            probabilities, seen = _forward(model, ((b[0], b[2]) for b in loader), views)
+            loader = data.evaluation_loader(images.rows[asked])
+            batches = track(((b[0], b[2]) for b in loader), title, len(loader))
+            probabilities, seen = _forward(model, batches, views)
             total[asked] += probabilities
             features.append(seen)
     mean = (total / images.asked.sum(axis=0)[:, None]).astype(np.float32)
@@ -139,13 +141,3 @@ def _input_of(layer: nn.Module | Sequence[nn.Module]) -> Iterator[list[torch.Ten
 
 def _side_by_side(features: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(features, axis=1) / np.float32(np.sqrt(len(features)))
-
-
-def _with_bar(loader: Any, title: str) -> Any:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return loader
-    return track(loader, title, len(loader), console=console, transient=True)

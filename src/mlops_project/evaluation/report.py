@@ -31,6 +31,7 @@ from mlops_project.evaluation.presentation.page import write_page
 from mlops_project.evaluation.presentation.pictures import draw_pictures
 from mlops_project.evaluation.trained_model import TrainedModel, describe, load_models
 from mlops_project.files import atomic_write
+from mlops_project.printable import first_line
 
 log = logging.getLogger("mlops_project")
 
@@ -153,7 +154,7 @@ def _validation(
         part = ONE_FOLD if several else "val"
         own = open_images(models, moved_to(models, images), part, images.class_names)
     except InputError as error:
-        return None, [missing + str(error).splitlines()[0]]
+        return None, [missing + first_line(error)]
     gaps = [f"of the validation images, {own.absent}"] if own.absent else []
     before = {i for model in models for i in model.facts.get("earlier", {}).get("image_id", [])}
     if count := int(own.table["image_id"].isin(before).sum()):

@@ -15,6 +15,7 @@ import yaml
 from mlops_project import settings
 from mlops_project.config import METRICS
 from mlops_project.errors import InputError
+from mlops_project.printable import first_line
 from mlops_project.training.folders import MODELS, RESULTS
 
 # What a file that was damaged, or written by something else, may raise
@@ -98,8 +99,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
                 "Name folders like models/resnet/version_0."
             ) from error
         except UNREADABLE as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"{folder}: the run cannot be read ({reason[:150]})") from error
+            raise InputError(f"{folder}: the run cannot be read ({first_line(error)})") from error
         runs.append(Run(folder, kept, results, history))
     return runs
 

@@ -12,6 +12,7 @@ from mlops_project.errors import InputError
 from mlops_project.models.baseline_cnn import BaselineCNN
 from mlops_project.models.variants import check_model_settings, find_variant
 from mlops_project.models.weights import load_file
+from mlops_project.printable import first_line
 
 # Mean and standard deviation of ImageNet's channels on the scale from 0 to 1, as torchvision and
 # timm have them.
@@ -97,10 +98,9 @@ def try_size(
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        reason = str(error).strip().splitlines()
         raise InputError(
             f"{settings.variant or settings.name}: it cannot take {image_size} × {image_size} "
-            f"images ({reason[0][:150] if reason else type(error).__name__}); try another {key}"
+            f"images ({first_line(error)}); try another {key}"
         ) from error
     finally:
         network.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 
 from mlops_project.errors import InputError, ProjectError
 from mlops_project.models.weights import HUB_SECONDS, hub_has
+from mlops_project.printable import did_you_mean, first_line
 
 log = logging.getLogger("mlops_project")
 
@@ -48,14 +48,12 @@ def create(
     import timm
 
     if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), 3, 0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(name, timm.list_models(), 3)
         raise InputError(f"model.variant={name}: timm knows no such network{hint}")
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # of the weights' name, after the dot
-        near = difflib.get_close_matches(name, timm.list_pretrained(f"{name.split('.')[0]}.*"), 3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(name, timm.list_pretrained(f"{name.split('.')[0]}.*"), 3)
         raise InputError(f"model.variant={name}: timm knows no such weights{hint}") from error
     options: dict[str, Any] = {"num_classes": num_classes}
     if dropout is not None:
@@ -76,10 +74,9 @@ def create(
                 raise InputError(
                     f"model.drop_path_rate={drop_path}: {name} has no stochastic depth"
                 ) from error
-            reason = str(error).strip().splitlines()
             raise InputError(
                 f"model.variant={name}: timm cannot build it as a classifier of {image_size} × "
-                f"{image_size} images ({reason[0][:150] if reason else type(error).__name__})"
+                f"{image_size} images ({first_line(error)})"
             ) from error
 
     if pretrained is False:
@@ -97,8 +94,7 @@ def create(
         except InputError:
             raise
         except Exception as error:  # the hub's client and the disk raise what they like
-            lines = str(error).strip().splitlines()
-            reason = lines[0][:200] if lines else type(error).__name__
+            reason = first_line(error, 200)
     if pretrained == "auto":
         return _at_random(build, name, reason)
     raise ProjectError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from mlops_project.config import ModelConfig
 from mlops_project.errors import InputError
+from mlops_project.printable import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ def find_variant(settings: ModelConfig) -> Variant | None:
         return None
     variant = _short(str(settings.variant))
     if variant not in table:
-        near = difflib.get_close_matches(variant, table, 1, 0.3)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(variant, table, cutoff=0.3)
         raise InputError(
             f"model.variant={settings.variant}: {settings.name} has no such variant{hint}\n"
             f"Known: {', '.join(table)}"

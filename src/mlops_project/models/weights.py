@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mlops_project.errors import InputError, ProjectError
-from mlops_project.printable import printable
+from mlops_project.printable import first_line, listed, printable
 
 log = logging.getLogger("mlops_project")
 
@@ -89,8 +89,7 @@ def load_file(network: nn.Module, path: str | os.PathLike[str]) -> str:
         ("in the file, but not in the network", unused),
     ):
         if names:
-            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            log.info("%s: %s: %s%s", path.name, text, ", ".join(names[:4]), more)
+            log.info("%s: %s: %s", path.name, text, listed(names, 4))
     return f"{path.name} ({len(fitting)} of {len(own)} tensors)"
 
 
@@ -107,7 +106,7 @@ def _read(path: Path) -> object:
     except SafetensorError as error:
         raise _unreadable(path, "file of weights", error) from error
     except OSError as error:
-        raise ProjectError(f"{path}: cannot be read ({error})") from error
+        raise ProjectError(f"{path}: cannot be read ({first_line(error)})") from error
 
 
 def read_tensors(path: Path, what: str) -> object:
@@ -126,7 +125,7 @@ def read_tensors(path: Path, what: str) -> object:
     except OSError as error:
         # torch asks for bytes before the start of a file that has been cut short.
         if error.errno not in (None, errno.EINVAL):
-            raise ProjectError(f"{path}: cannot be read ({error})") from error
+            raise ProjectError(f"{path}: cannot be read ({first_line(error)})") from error
         raise _unreadable(path, what, error) from error
     except (
         pickle.UnpicklingError,
@@ -157,10 +156,9 @@ def _refuse_bomb(path: Path, what: str) -> None:
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()
     return InputError(
         f"{path}: not a readable {what}: damaged, or with contents that are refused for safety "
-        f"({printable(reason[0] if reason else type(error).__name__, 120)})"
+        f"({first_line(error)})"
     )
 
 

@@ -5,7 +5,6 @@ https://docs.wandb.ai/guides/sweeps/sweep-config-keys says what they may hold.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from typing import Any, Literal
 from mlops_project import hydra_overrides
 from mlops_project.config import MONITORABLE
 from mlops_project.metrics import monitor_mode
-from mlops_project.printable import printable
+from mlops_project.printable import did_you_mean, printable
 from mlops_project.searching.space import Parameter
 
 METHODS = ("random", "grid", "bayes")
@@ -77,7 +76,7 @@ class Findings:
         """Notes the keys of a section that are none."""
         for key in node:
             if key not in known:
-                hint = _near(key, known) or f" (known: {', '.join(known)})"
+                hint = did_you_mean(key, known) or f" (known: {', '.join(known)})"
                 self.problems.append(f"{where}{printable(str(key))}: unknown key{hint}")
 
     def whole(self, value: Any, where: str, minimum: int) -> int | None:
@@ -93,11 +92,6 @@ class Findings:
         return None
 
 
-def _near(word: Any, known: Iterable[str], cutoff: float = 0.5) -> str:
-    near = difflib.get_close_matches(str(word)[:100], list(known), 1, cutoff)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def plain_name(text: str) -> str:
     """A name that a folder may have; empty where nothing is left of it."""
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:100]
@@ -111,7 +105,7 @@ def read_method(method: Any, found: Findings) -> str | None:
     if method is None:
         found.problems.append(f"method: is missing{known}")
     else:
-        hint = _near(method, METHODS) or known
+        hint = did_you_mean(method, METHODS) or known
         found.problems.append(f"method: {printable(str(method))}: no such method{hint}")
     return None
 
@@ -199,7 +193,7 @@ def read_metric(content: dict[Any, Any], found: Findings) -> str | None:
             f"{said.replace('test_', 'val_', 1)} is there for it"
         )
     else:
-        hint = _near(name, MONITORABLE) or f"; one of {', '.join(MONITORABLE)}"
+        hint = did_you_mean(name, MONITORABLE) or f"; one of {', '.join(MONITORABLE)}"
         found.problems.append(f"metric.name: {said}: training logs no such metric{hint}")
     return None
 
@@ -215,7 +209,7 @@ def read_goal(metric: str, node: Any, found: Findings) -> Goal:
             f"metric.goal: is missing, which means minimize; {metric} needs maximize"
         )
     elif goal is not None and goal not in GOALS.values():
-        hint = _near(goal, GOALS.values(), 0.3) or "; minimize or maximize"
+        hint = did_you_mean(goal, GOALS.values(), cutoff=0.3) or "; minimize or maximize"
         found.problems.append(f"metric.goal: {printable(str(goal))}: no such goal{hint}")
     elif goal is not None and goal != right:
         found.problems.append(f"metric.goal: {goal} looks for the worst {metric}; {right}")

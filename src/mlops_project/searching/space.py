@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlops_project.printable import printable
+from mlops_project.printable import did_you_mean, printable
 from mlops_project.setting_keys import shown
 
 if TYPE_CHECKING:
@@ -187,14 +187,11 @@ def _parameter(name: str, spec: Any) -> Parameter:
 
 def _kind(spec: dict[Any, Any]) -> str:
     """The distribution, by name or by the keys that are there."""
-    import difflib
-
     kind = spec.get("distribution")
     if kind is not None:
         if isinstance(kind, str) and kind in DISTRIBUTIONS:
             return kind
-        near = difflib.get_close_matches(str(kind)[:100], DISTRIBUTIONS, 1, 0.5)
-        hint = f"; did you mean {near[0]}?" if near else f" ({', '.join(DISTRIBUTIONS)})"
+        hint = did_you_mean(kind, DISTRIBUTIONS) or f" ({', '.join(DISTRIBUTIONS)})"
         raise ValueError(f"distribution: {printable(str(kind))}: no such distribution{hint}")
     if "value" in spec:
         return "constant"

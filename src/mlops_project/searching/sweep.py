@@ -11,11 +11,11 @@ from typing import Any
 from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config
 from mlops_project.errors import InputError
-from mlops_project.printable import printable
+from mlops_project.printable import first_line, printable
 from mlops_project.searching import sections
 from mlops_project.searching.sections import Findings, Goal, Halving
 from mlops_project.searching.space import Parameter, override, read_parameters
-from mlops_project.searching.values import check_together, check_values, first_line
+from mlops_project.searching.values import check_together, check_values
 
 
 @dataclass(frozen=True)

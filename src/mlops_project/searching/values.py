@@ -7,6 +7,7 @@ from typing import Any
 
 from mlops_project import hydra_overrides, setting_keys, settings
 from mlops_project.errors import InputError
+from mlops_project.printable import first_line
 from mlops_project.searching.sections import Findings
 from mlops_project.searching.space import Parameter, override
 
@@ -93,8 +94,3 @@ def check_together(
     reason = wrong(last) if len(found.problems) == before else None
     if reason:
         found.problems.append(f"{', '.join(last.values())}: {reason}")
-
-
-def first_line(error: InputError) -> str:
-    """Of a message, what is wrong; the rest says what to do."""
-    return str(error).splitlines()[0]

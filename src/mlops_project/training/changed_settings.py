@@ -10,6 +10,7 @@ from typing import Any
 from mlops_project import setting_keys, settings
 from mlops_project.config import Config
 from mlops_project.errors import InputError
+from mlops_project.printable import listed
 
 log = logging.getLogger("mlops_project")
 
@@ -27,6 +28,14 @@ BATCHES = {
     "training.accumulate_grad_batches",
     "training.devices",
     "training.limit_train_batches",
+}
+# What decides how large a loss is, and so which of several epochs has the lowest one
+LOSS = {
+    "training.loss",
+    "training.focal_gamma",
+    "training.class_weights",
+    "training.logit_adjustment",
+    "training.label_smoothing",
 }
 # Where these are "auto", a run goes on with what it has.
 KEPT = settings.FOUND | settings.FASTEST | {"model.pretrained"}
@@ -74,7 +83,12 @@ def setting_of_another_run(config: Config, container: dict[str, Any]) -> str | N
 
 
 def check_changes(
-    changed: dict[str, tuple[Any, Any]], path: Path, *, allowed: bool, within_epoch: bool
+    changed: dict[str, tuple[Any, Any]],
+    path: Path,
+    *,
+    allowed: bool,
+    within_epoch: bool,
+    monitor: str,
 ) -> None:
     """Refuses changed settings that a run cannot go on with, and warns of the others.
 
@@ -83,6 +97,7 @@ def check_changes(
         path: of the checkpoint.
         allowed: whether `training.allow_changes` asks for them.
         within_epoch: whether the checkpoint was made between two steps of an epoch.
+        monitor: the metric that its run chooses the best epoch by.
 
     Raises:
         InputError: names them, and what to do.
@@ -93,6 +108,13 @@ def check_changes(
             f"{path}: its run had other settings: {_listed(changed, fixed)}; these cannot "
             "change within a run\nLeave them as they were, or start a new run (with its weights, "
             f"where the network is the same: model.init_from={path})."
+        )
+    another_loss = sorted(changed.keys() & LOSS) if monitor.endswith("_loss") else []
+    if another_loss:
+        raise InputError(
+            f"{path}: its run chooses the best epoch by {monitor}, which has other values with "
+            f"{_listed(changed, another_loss)}\nLeave it as it was, or start a new run with its "
+            f"weights: model.init_from={path}."
         )
     if changed and not allowed:
         raise InputError(
@@ -123,4 +145,4 @@ def merged(config: Config, given: frozenset[str] | None, container: dict[str, An
 
 def _listed(changed: dict[str, tuple[Any, Any]], names: Collection[str]) -> str:
     told = [f"{name}={changed[name][0]} (now {changed[name][1]})" for name in names]
-    return ", ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
+    return listed(told, 4)

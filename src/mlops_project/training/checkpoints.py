@@ -27,6 +27,7 @@ from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import atomic_write, link_or_copy
 from mlops_project.models.build import BuiltModel
 from mlops_project.models.weights import read_tensors
+from mlops_project.printable import first_line
 from mlops_project.settings import to_container
 from mlops_project.training.folders import PREVIOUS
 
@@ -164,7 +165,7 @@ def _has_checksum(path: Path) -> bool:
                 left -= len(block)
             length = file.read(2)  # of the comment; hashed as zeros, since it is written last
     except OSError as error:
-        raise ProjectError(f"{path}: cannot be read ({error})") from error
+        raise ProjectError(f"{path}: cannot be read ({first_line(error)})") from error
     sha256.update(bytes(2))
     if sha256.hexdigest().encode() != digest or length != _COMMENT_LENGTH:
         raise InputError(

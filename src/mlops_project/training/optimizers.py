@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mlops_project.config import TrainingConfig
 from mlops_project.errors import InputError
+from mlops_project.printable import did_you_mean, first_line
 
 # OneCycle's shape: Smith and Topin, Super-Convergence, 2018; the values: PyTorch's OneCycleLR.
 ONECYCLE_WARMUP = 0.3
@@ -28,16 +29,13 @@ FUSED: dict[str, type[Adam]] = {"adam": Adam, "adamw": AdamW}
 def check_optimizer(name: str) -> None:
     """Raises InputError, naming close matches, for an optimizer that timm does not know."""
     if name.lower() not in FUSED:
-        import difflib
-
         from timm.optim import list_optimizers
 
         known = [str(name) for name in list_optimizers()]
         if name.lower() not in known:
-            near = difflib.get_close_matches(name.lower(), known, 3, 0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else "adamw is a good choice"
+            hint = did_you_mean(name.lower(), known, 3) or "; adamw is a good choice"
             raise InputError(
-                f"training.optimizer={name}: no such optimizer; {hint}\n"
+                f"training.optimizer={name}: no such optimizer{hint}\n"
                 "Known: adamw, adam, sgd, rmsprop, lion and all of timm.optim.list_optimizers()."
             )
         if name.lower().startswith("kron") and find_spec("opt_einsum") is None:
@@ -50,10 +48,8 @@ def check_optimizer(name: str) -> None:
         weight.grad = torch.ones(2, 2)
         build_optimizer(name, [{"params": [weight], "lr": 0.1}]).step()
     except Exception as error:  # what it lacks here: a package, a GPU, second derivatives
-        reason = str(error).strip().splitlines()
         raise InputError(
-            f"training.optimizer={name}: cannot be used here "
-            f"({reason[0] if reason else type(error).__name__})"
+            f"training.optimizer={name}: cannot be used here ({first_line(error)})"
         ) from error
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from mlops_project.config import Config, TrainingConfig
 from mlops_project.errors import InputError
+from mlops_project.printable import first_line
 from mlops_project.training.module import side_in
 from mlops_project.training.processes import placement
 
@@ -103,7 +104,6 @@ def _compiles(device: str) -> bool:
     try:
         torch.compile(small.forward)(torch.ones(1, 3, 8, 8, device=device)).sum().backward()
     except Exception as error:  # of the compiler, and of every tool that it calls
-        reason = str(error).strip().splitlines()
-        log.info("torch.compile does not work here (%s)", reason[0][:150] if reason else "no word")
+        log.info("torch.compile does not work here (%s)", first_line(error))
         return False
     return True

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from mlops_project.config import Config
 from mlops_project.errors import InputError, forget_signals
+from mlops_project.printable import first_line
 from mlops_project.training import (
     checkpoints,
     folders,
@@ -105,7 +106,11 @@ def _train(config: Config, given: frozenset[str] | None) -> Result:
             folders.discard(folder)
         raise
     best, epoch = _fit(prepared, parts)
-    return _finish(prepared, parts, folder, best, epoch)
+    with retelling(parts.keeper, prepared.config):
+        result = _finish(prepared, parts, folder, best, epoch)
+    if parts.wandb is not None:  # last, for its server may let it wait
+        weights_and_biases.finish(parts.wandb, prepared.config, result.checkpoint, result.test)
+    return result
 
 
 def _assemble(prepared: Prepared, folder: Path | None) -> _Parts:
@@ -189,7 +194,7 @@ def _best(keeper: Checkpoints) -> tuple[Path, int, dict[str, Any]]:
         try:
             found = checkpoints.load_checkpoint(path)
         except InputError as error:
-            log.warning("%s\nThe next best one is tested instead.", str(error).splitlines()[0])
+            log.warning("%s\nThe next best one is tested instead.", first_line(error))
         else:
             return path, found["epoch"], found["state_dict"]
     found = checkpoints.load_checkpoint(keeper.ranking[-1])
@@ -215,6 +220,4 @@ def _finish(
         except (OSError, csv.Error) as error:
             log.warning("%s: this run's row could not be added (%s)", folders.SUMMARY, error)
         summary.report(config, prepared.built, data, result, speed, prepared.log_path)
-    if parts.wandb is not None:  # last, for its server may let it wait
-        weights_and_biases.finish(parts.wandb, config, result.checkpoint, test)
     return result

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlops_project.config import Config
 from mlops_project.errors import ProjectError
+from mlops_project.printable import first_line
 from mlops_project.training import folders
 from mlops_project.training.changed_settings import setting_of_another_run
 from mlops_project.training.checkpoints import ENTRY, LAST, good_checkpoints
@@ -38,7 +39,7 @@ def _newest_unfinished(config: Config) -> str | None:
         try:
             found, reason = _last_of(folder, config)
         except (ProjectError, OSError) as error:
-            found, reason = None, str(error).splitlines()[0]
+            found, reason = None, first_line(error)
         if found is not None:
             return str(found)
         folders.release()

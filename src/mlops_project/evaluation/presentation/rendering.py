@@ -26,7 +26,7 @@ from mlops_project.evaluation.presentation.wording import (
     label,
 )
 from mlops_project.files import atomic_write
-from mlops_project.printable import printable
+from mlops_project.printable import listed, printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 LISTED = 20  # entries of a list that are shown
@@ -92,9 +92,7 @@ def _quoted(value: Any) -> Markup:
 
 def _listed(values: Any, most: int = LISTED) -> str:
     """The first of a list, and how many more there are."""
-    known = [_shown(value) or "–" for value in values or ()]
-    more = f" and {len(known) - most} more" if len(known) > most else ""
-    return ", ".join(known[:most]) + more
+    return listed([_shown(value) or "–" for value in values or ()], most)
 
 
 def _known(value: Any) -> float | None:
