@@ -10,9 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mlops_project import settings
 from mlops_project.command_line import run_command
-from mlops_project.threads import wait_longer_if_alone
 
 OUT_OF_MEMORY = (
     "out of memory: try a smaller data.batch_size (with training.accumulate_grad_batches "
@@ -21,6 +19,10 @@ OUT_OF_MEMORY = (
 
 
 def main() -> int:
+    # Here, where Ctrl-C has its message already.
+    from mlops_project import settings
+    from mlops_project.threads import wait_longer_if_alone
+
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         print(settings.help_text())

@@ -228,6 +228,35 @@ def test_going_back_to_an_earlier_checkpoint_leaves_no_gap_and_no_double(
     assert len(pd.read_csv("reports/training_metrics.csv")) == 1
 
 
+def test_going_back_with_other_settings_leaves_the_run_as_it_is(
+    train_here: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_here("training.max_epochs=3")
+
+    def contents() -> dict[Path, bytes]:
+        return {p: p.read_bytes() for p in sorted(RUN.rglob("*")) if p.is_file()}
+
+    before = contents()
+    first = next(p for p in sorted(LAST.parent.glob("epoch=*")))
+    result = train_here(
+        f"training.resume_from_checkpoint={first}",
+        *("training.learning_rate=0.01", "training.allow_changes=true"),
+        plain=True,
+    )
+    assert contents() == before
+    assert result.folder == RUN.with_name("version_1")
+    assert len(pd.read_csv(result.folder / "metrics.csv")) == 3
+    assert (result.folder / "checkpoints" / first.name).is_file()
+    assert "has later epochs, which stay" in capfd.readouterr().out
+
+
+def test_a_loss_does_not_change_where_the_best_epoch_is_chosen_by_it(train_here: Train) -> None:
+    train_here("training.max_epochs=1", once=True)
+    change = (f"training.resume_from_checkpoint={LAST}", "training.label_smoothing=0.3")
+    with pytest.raises(InputError, match=r"val_loss, which has other values.*\n.*init_from"):
+        train_here(*change, "training.allow_changes=true", "training.max_epochs=2", plain=True)
+
+
 def test_a_finished_run_only_repeats_its_test(train_here: Train) -> None:
     first = train_here("training.max_epochs=1", once=True)
     weights = load_checkpoint(LAST)["state_dict"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -291,6 +292,21 @@ def test_a_signal_costs_at_most_the_step_in_flight(
     # The step it was in when the signal came is the last one that anything tells of.
     logged = pd.read_csv("logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
     assert logged["step"].max() == saved["global_step"]
+
+
+def test_a_signal_while_results_are_written_says_how_to_go_on(disturb: Any) -> None:
+    # Reading it waits for a writer, so that both know where the other one is.
+    table = Path("reports/training_metrics.csv")
+    table.parent.mkdir()
+    os.mkfifo(table)
+
+    def interrupt(process: subprocess.Popen[str]) -> None:
+        with table.open("w"):
+            process.send_signal(signal.SIGINT)
+
+    ended, output = disturb("epoch 1/", interrupt, "training.max_epochs=1")
+    assert ended == 130, output
+    assert output.splitlines()[-1].endswith("version_0/checkpoints/last.ckpt")
 
 
 def test_several_runs_given_again_after_an_interruption_repeat_none_that_is_finished(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -34,7 +35,8 @@ class Resume:
     Attributes:
         path: of the checkpoint.
         checkpoint: what it holds, but for the weights.
-        folder: the run's; None where the checkpoint lies elsewhere, so that a new one is made.
+        folder: the run's; None where the checkpoint lies elsewhere, or where its run has later
+            epochs and other settings are to follow, so that a new one is made.
         shapes: of the network's weights in it, by their names.
     """
 
@@ -68,6 +70,14 @@ class Resume:
     def within_epoch(self) -> bool:
         """Whether it was made between two steps of an epoch, and not between two epochs."""
         return self.checkpoint[POSITION]["batches"] > 0
+
+    @property
+    def has_later_epochs(self) -> bool:
+        """Whether its run has gone further, and an earlier epoch is asked for by name."""
+        if self.folder is None or self.path.name in (LAST, folders.PREVIOUS):
+            return False
+        table = self.folder / "metrics.csv"
+        return table.is_file() and len(pd.read_csv(table)) > self.epochs_done
 
     def auto(self, config: Config) -> set[str]:
         """Names of the settings that the run has found for "auto", and that it keeps."""
@@ -167,6 +177,7 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
         path,
         allowed=config.training.allow_changes,
         within_epoch=resume.within_epoch,
+        monitor=before["training"]["monitor_metric"],
     )
     result = settings.resolve(merged(config, given, before))
     if result.training.max_epochs < resume.epochs_done:
@@ -174,6 +185,14 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
             f"training.max_epochs={result.training.max_epochs}: {path} has "
             f"{resume.epochs_done} behind it"
         )
+    same = settings.shaping(result) == settings.shaping(settings.from_container(before))
+    if given is not None and not same and resume.has_later_epochs:
+        log.warning(
+            "%s has later epochs, which stay: with other settings this goes on in a folder of its "
+            "own",
+            resume.folder,
+        )
+        resume.folder = None
     return result, resume
 
 

@@ -249,7 +249,8 @@ class Checkpoints(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        elsewhere = self.resumed is not None and run_folder_of(self.resumed) is None
+        own = run_folder_of(self.resumed) if self.resumed is not None else self.folder
+        elsewhere = own is None or own.absolute() != self.directory.parent.absolute()
         beside = Path(str(self.resumed)).parent if elsewhere else self.directory
         best = state_dict["best"]
         # One that is gone has been pushed out by an epoch that this run is about to repeat.
