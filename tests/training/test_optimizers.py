@@ -81,7 +81,7 @@ def test_norms_and_biases_have_no_weight_decay_and_all_else_has() -> None:
     ],
 )
 def test_each_stage_has_its_share_of_the_head_s_rate(
-    options: dict[str, float], factors: list[float]
+    options: dict[str, Any], factors: list[float]
 ) -> None:
     parts = [[nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]] * 4
     parts = [[nn.Parameter(p.detach().clone()) for p in part] for part in parts]

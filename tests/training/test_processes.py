@@ -47,6 +47,28 @@ if __name__ == "__main__":
     run_command(main)
 """
 
+# A program that lets FSDP run on a CPU, where Lightning and this project have no use for it
+SHARDED = """
+import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from mlops_project.training import trainer
+
+build = FullyShardedDataParallel.__init__
+
+def on_a_cpu(self, *args, **options):
+    build(self, *args, **options | {"device_id": torch.device("cpu")})
+
+FullyShardedDataParallel.__init__ = on_a_cpu
+trainer._strategy = lambda options: trainer.WatchedFSDP()
+
+if __name__ == "__main__":
+    from mlops_project.command_line import run_command
+    from mlops_project.train import main
+
+    run_command(main)
+"""
+
 
 def run_faulty(folder: Path, data: Path, fault: str, rank: int = 1) -> tuple[int, str, float]:
     """Runs the program; its exit code, output, and the seconds that it took after the fault."""
@@ -142,6 +164,29 @@ def test_two_processes_train_as_one_does_with_the_batches_of_both(
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-3), name
     assert len(list((tmp_path / "logs").glob("*.log"))) == 2, "the second process keeps silent"
+
+
+def test_processes_that_share_the_weights_train_as_those_that_have_all_of_them(
+    here: tuple[str, str], tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    options = (*here, *SMALL, *TWO, "training.max_epochs=2", "training.weight_decay=0.5")
+    whole = run("train.py", *options)
+    program = tmp_path / "sharded.py"
+    program.write_text(SHARDED)
+    words = [sys.executable, str(program), *options]
+    shared = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    for done in (whole, shared):
+        assert done.returncode == 0, done.stdout + done.stderr
+    folders = [tmp_path / f"models/baseline_cnn/version_{n}" for n in (0, 1)]
+    results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    for name in ("train_loss", "val_loss", "test_loss"):
+        assert results[1][name] == pytest.approx(results[0][name], rel=1e-3), name
+    weights = [
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in folders
+    ]
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-3), name
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ class LesionClassifier(pl.LightningModule):
         self.loss = loss
         self.images_per_step = images_per_step
         self.metadata = metadata
+        # Noted here: shared by several processes (FSDP) weights have one dimension each.
+        self._decaying = {id(p) for p in network.parameters() if p.ndim > 1}
         self.compiled = torch.compile(network.forward) if config.training.compile is True else None
         if self.compiled is not None:
             # Else compiled dropout would draw other numbers than that of the network as it is.
@@ -187,6 +189,7 @@ class LesionClassifier(pl.LightningModule):
             stages(self.network),
             learning_rate=rate,
             weight_decay=float(options.weight_decay or 0.0),
+            decays=lambda parameter: id(parameter) in self._decaying,
             backbone_factor=options.unfreeze_lr_factor,
             layer_decay=options.layer_decay,
         )

@@ -58,6 +58,7 @@ def parameter_groups(
     *,
     learning_rate: float,
     weight_decay: float,
+    decays: Callable[[nn.Parameter], bool] = lambda parameter: parameter.ndim > 1,
     backbone_factor: float = 1.0,
     layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
@@ -66,7 +67,8 @@ def parameter_groups(
     Args:
         stages: the parameters, the head first, then the backbone from its last stage to the stem.
         learning_rate: of the head.
-        weight_decay: of the weights with two or more dimensions; the others have none.
+        weight_decay: of the parameters that have it.
+        decays: whether one has it; weights with two or more dimensions.
         backbone_factor: learning rate of the backbone as a factor of the head's.
         layer_decay: learning rate of a stage as a factor of the one above it.
 
@@ -77,7 +79,7 @@ def parameter_groups(
     for depth, stage in enumerate(stages):
         factor = (backbone_factor if depth else 1.0) * layer_decay**depth
         for parameter in stage:
-            decay = weight_decay if parameter.ndim > 1 else 0.0
+            decay = weight_decay if decays(parameter) else 0.0
             group = groups.setdefault(
                 (factor, decay),
                 {"params": [], "lr": learning_rate * factor, "weight_decay": decay},

@@ -14,9 +14,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import FSDPStrategy
 
 from mlops_project.config import Config
 from mlops_project.errors import InputError, forget_signals
+from mlops_project.models.build import build_model
 from mlops_project.printable import first_line
 from mlops_project.training import (
     checkpoints,
@@ -158,9 +160,14 @@ def _fit(prepared: Prepared, parts: _Parts) -> tuple[Path, int]:
         trainer.fit(parts.module, datamodule=data, ckpt_path=path, weights_only=True)
         _say_why_it_ended(config, parts)
         best, epoch, weights = _best(parts.keeper)
-        parts.module.load_state_dict(weights)
+        module = parts.module
+        if isinstance(trainer.strategy, FSDPStrategy):  # it keeps the network in pieces
+            size = module.metadata["preprocessing"]["image_size"]
+            built = build_model(config.model, size, load_weights=False)
+            module = build_module(config, built, data)
+        module.load_state_dict(weights)
         if len(data.rows_of("test")):
-            trainer.test(parts.module, datamodule=data, verbose=False)
+            trainer.test(module, datamodule=data, verbose=False)
     return best, epoch
 
 

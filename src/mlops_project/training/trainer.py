@@ -71,7 +71,7 @@ def build_trainer(
     bar = _progress_bar(options) if folder is not None else None
     strategy = _strategy(options)
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if isinstance(strategy, WatchedDDP):
+    if isinstance(strategy, (WatchedDDP, WatchedFSDP)):
         plugins.append(SyncedBatchNorm(options.process_timeout))
     trainer = pl.Trainer(
         accelerator=options.accelerator,
@@ -171,8 +171,24 @@ def _strategy(options: TrainingConfig) -> Any:
         # DDP would wait for the gradients of frozen parameters.
         return WatchedDDP(find_unused_parameters=freezes(options), timeout=patience)
     if options.strategy == "fsdp":
+        _check_fsdp(options)
         return WatchedFSDP(timeout=patience)
     return options.strategy
+
+
+def _check_fsdp(options: TrainingConfig) -> None:
+    """Refuses what looks at all weights or gradients, of which a process has only its share."""
+    clips = options.gradient_clip_val and options.gradient_clip_algorithm == "norm"
+    for name, given in (
+        ("gradient_clip_val", clips),
+        ("ema_decay", options.ema_decay),
+        ("on_nonfinite=skip", options.on_nonfinite == "skip"),
+    ):
+        if given:
+            raise InputError(
+                f"training.{name}: does not go with training.strategy=fsdp, where each process has "
+                "a part of the weights only; it does with training.strategy=ddp"
+            )
 
 
 class _NoProfiler(PassThroughProfiler):
