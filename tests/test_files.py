@@ -107,6 +107,23 @@ def test_the_file_may_be_read_by_whom_the_user_allows(mask: int, mode: int, tmp_
     assert (tmp_path / "table.csv").stat().st_mode & 0o777 == mode
 
 
+def test_what_other_threads_write_is_no_more_open_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The mask is the process's: who changes it, if only to read it, does so for all threads."""
+    changes: list[int] = []
+    umask = os.umask
+
+    def change(mask: int) -> int:
+        changes.append(mask)
+        return umask(mask)
+
+    monkeypatch.setattr(os, "umask", change)
+    with atomic_write(tmp_path / "table.csv") as file:
+        file.write("new")
+    assert changes == []
+
+
 def test_a_second_name_takes_another_s_place_and_leaves_nothing_else(tmp_path: Path) -> None:
     old, new, name = tmp_path / "old", tmp_path / "new", tmp_path / "name"
     old.write_text("old")
