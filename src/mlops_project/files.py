@@ -42,15 +42,17 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
 def link_or_copy(source: Path, target: Path) -> None:
     """Gives a file a second name, which takes the place of what had it at once.
 
-    Where the file system has no links it is a copy.
+    Where the file system has no links it is a copy, as safe as what `atomic_write` writes.
     """
     temporary = target.with_name(f".{target.name}.link.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
+        os.link(source, temporary)
+    except OSError:
+        with source.open("rb") as old, atomic_write(target, "wb") as new:
+            shutil.copyfileobj(old, new)
+        return
+    try:
         os.replace(temporary, target)
     finally:
         # Also after success: between two names of one file POSIX's rename does nothing.
