@@ -54,6 +54,26 @@ def test_help_lists_every_setting_and_every_file_of_configs(flag: str, run: Run)
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("compare.py",),
+        ("evaluate.py",),
+        ("dataset.py",),
+        ("dataset.py", "check"),
+        ("search.py",),
+        ("search.py", "check"),
+        ("search.py", "sweep.yaml"),
+    ],
+)
+def test_every_command_has_the_short_form_of_help_too(words: tuple[str, ...], run: Run) -> None:
+    short, long = (run(*words, flag) for flag in ("-h", "--help"))
+
+    assert (short.returncode, short.stderr) == (0, "")
+    assert f"Usage: {words[0]}" in short.stdout
+    assert short.stdout == long.stdout
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["training.max_epochs=many"], "a whole number, at least 1"),
