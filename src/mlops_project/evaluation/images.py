@@ -65,9 +65,9 @@ class Images:
         """Which fold each image is of, by `membership.folds_of`."""
         return folds_of(self.asked)
 
-    def pixels(self, positions: np.ndarray, model: int = 0) -> np.ndarray:
-        """The images at these of the N positions as a model sees them, uint8 [M, 3, S, S]."""
-        dataset = self.data[model].dataset(augment=False)
+    def pixels(self, positions: np.ndarray) -> np.ndarray:
+        """The images at n of the N positions as the first model sees them, uint8 [n, 3, S, S]."""
+        dataset = self.data[0].dataset(augment=False)
         return dataset.batch(0, self.rows[positions])[0].numpy()
 
     def without(self, image_ids: set[str]) -> Images:
