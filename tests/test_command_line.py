@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from mlops_project import hydra_overrides, setting_keys, settings
+from tests.conftest import COMMANDS
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Command = Callable[..., list[str]]
@@ -54,6 +55,26 @@ def test_help_lists_every_setting_and_every_file_of_configs(flag: str, run: Run)
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("compare.py",),
+        ("evaluate.py",),
+        ("dataset.py",),
+        ("dataset.py", "check"),
+        ("search.py",),
+        ("search.py", "check"),
+        ("search.py", "sweep.yaml"),
+    ],
+)
+def test_every_command_has_the_short_form_of_help_too(words: tuple[str, ...], run: Run) -> None:
+    short, long = (run(*words, flag) for flag in ("-h", "--help"))
+
+    assert (short.returncode, short.stderr) == (0, "")
+    assert f"Usage: {words[0]}" in short.stdout
+    assert short.stdout == long.stdout
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["training.max_epochs=many"], "a whole number, at least 1"),
@@ -71,6 +92,21 @@ def test_a_mistake_in_the_settings_ends_at_once_and_leaves_nothing(
     assert words in refused(done, 2)
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_windows_is_told_where_the_program_runs(tmp_path: Path) -> None:
+    script = f"""
+import runpy, signal, sys
+sys.platform = "win32"
+del signal.SIGUSR1, signal.SIGCHLD
+sys.modules["fcntl"] = sys.modules["resource"] = None
+sys.argv = ["train.py", "data=demo"]
+runpy.run_path({str(COMMANDS / "train.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert "on Windows, run it within WSL" in refused(done, 1)
 
 
 def test_without_data_the_message_names_the_two_ways_to_get_some(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -107,6 +108,23 @@ def test_the_file_may_be_read_by_whom_the_user_allows(mask: int, mode: int, tmp_
     assert (tmp_path / "table.csv").stat().st_mode & 0o777 == mode
 
 
+def test_what_other_threads_write_is_no_more_open_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The mask is the process's: who changes it, if only to read it, does so for all threads."""
+    changes: list[int] = []
+    umask = os.umask
+
+    def change(mask: int) -> int:
+        changes.append(mask)
+        return umask(mask)
+
+    monkeypatch.setattr(os, "umask", change)
+    with atomic_write(tmp_path / "table.csv") as file:
+        file.write("new")
+    assert changes == []
+
+
 def test_a_second_name_takes_another_s_place_and_leaves_nothing_else(tmp_path: Path) -> None:
     old, new, name = tmp_path / "old", tmp_path / "new", tmp_path / "name"
     old.write_text("old")
@@ -115,3 +133,34 @@ def test_a_second_name_takes_another_s_place_and_leaves_nothing_else(tmp_path: P
         link_or_copy(source, name)
         assert name.read_text() == source.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["name", "new", "old"]
+
+
+def test_where_there_are_no_links_a_second_name_is_a_copy_that_is_on_the_disk_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Or a loss of power could leave the name without the bytes."""
+    source, name = tmp_path / "source", tmp_path / "name"
+    source.write_text("new" * 1000)
+    name.write_text("old")
+    done: list[object] = []
+    fsync, replace = os.fsync, os.replace
+
+    def without_links(*names: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        done.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+
+    def rename(old: Path, new: Path) -> None:
+        replace(old, new)
+        done.append("renamed")
+
+    monkeypatch.setattr(os, "link", without_links)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    link_or_copy(source, name)
+
+    assert done[:2] == [(name.stat().st_ino, 3000), "renamed"]
+    assert name.read_text() == source.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["name", "source"]

@@ -334,7 +334,11 @@ def test_a_variant_names_its_model_and_image_size(arguments: str, name: str, siz
         ([], "seed", [42]),
         (["", "--seed=1,2"], "seed", [1, 2]),
         (["seed=range(1,4)"], "seed", [1, 2, 3]),
+        (["seed=choice(3,1)", "model=resnet,efficientnet"], "seed", [3, 3, 1, 1]),
+        (["seed=sort(3,1,2,reverse=true)"], "seed", [3, 2, 1]),
+        (["data.crop_fraction=range(0.5,1,0.25)"], "data.crop_fraction", [0.5, 0.75]),
         (["seed=1,2", "training.max_epochs=3,4"], "training.max_epochs", [3, 4, 3, 4]),
+        (["seed=5,6", "training.max_epochs=3,4", "seed=1"], "seed", [1, 1]),
         (["model.variant=18,b2"], "model.name", ["resnet", "efficientnet"]),
         (["training.unfreeze_schedule=[1,2]"], "training.unfreeze_schedule", [[1, 2]]),
         (["wandb.name='a,b'"], "wandb.name", ["a,b"]),
@@ -451,7 +455,12 @@ def test_a_run_of_a_sweep_tells_weights_and_biases_unless_it_is_not_to(
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["seed=range(3,1)"], "no run: a range"), (["seed=1,2", "foo"], "foo: not understood")],
+    [
+        (["seed=range(3,1)"], "no run: a range"),
+        (["seed=1,2", "foo"], "foo: not understood"),
+        (["seed=interval(1,3)"], r"seed: interval.* name no values"),
+        (["model=glob(r*)"], r"model: .*glob.* name no values"),
+    ],
 )
 def test_several_runs_that_are_none_are_refused(words: list[str], told: str) -> None:
     with pytest.raises(InputError, match=told):

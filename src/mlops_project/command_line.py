@@ -121,6 +121,24 @@ def _end_workers() -> None:
         worker.kill()
 
 
+def typer_app(text: str | None = None) -> typer.Typer:
+    """A command whose options typer reads, or several commands.
+
+    Args:
+        text: what several commands are for; a single one is told by its docstring.
+    """
+    from typer import Typer
+
+    return Typer(
+        help=text,
+        no_args_is_help=text is not None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",  # which fills the lines of a docstring's paragraphs
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
 def run_typer(app: typer.Typer, *, out_of_memory: str = OUT_OF_MEMORY) -> NoReturn:
     """`run_command` for a command whose options typer reads."""
     from typer import Abort

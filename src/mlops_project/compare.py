@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from mlops_project.command_line import run_typer
+from mlops_project.command_line import run_typer, typer_app
 from mlops_project.console import start_console
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer_app()
 
 
 @app.command()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 METRICS = ("loss", "accuracy", "balanced_accuracy", "f1_score", "auroc")  # of each epoch
+DEFAULT_IMAGE_SIZE = 224  # pixels, of a network that was not designed for another one
 MONITORABLE = tuple(f"{split}_{name}" for split in ("val", "train") for name in METRICS)
 
 
@@ -146,7 +147,7 @@ class DataConfig:
     )
     image_size: Optional[int] = key(
         None,
-        "side of the square the network sees (none: the variant's own, else 224)",
+        f"side of the square the network sees (none: the variant's own, else {DEFAULT_IMAGE_SIZE})",
         unit="pixels",
         minimum=16,
         maximum=1024,

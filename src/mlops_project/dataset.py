@@ -12,15 +12,10 @@ from typing import Annotated
 
 import typer
 
-from mlops_project.command_line import run_typer
+from mlops_project.command_line import run_typer, typer_app
 from mlops_project.console import start_console
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Fetch, check or make images.",
-)
+app = typer_app("Fetch, check or make images.")
 Folder = Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder of the images.")]
 
 

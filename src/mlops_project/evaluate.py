@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from mlops_project.command_line import run_typer
+from mlops_project.command_line import run_typer, typer_app
 from mlops_project.console import start_console
 from mlops_project.threads import wait_longer_if_alone
 
@@ -21,7 +21,7 @@ OUT_OF_MEMORY = (
     "the command no GPU is used, nor its memory"
 )
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer_app()
 
 
 class Split(StrEnum):

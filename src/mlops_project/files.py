@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,32 +23,36 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
         mode: "w" (UTF-8 text) or "wb".
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # The system applies the user's mask. To widen tempfile's 0600 would take reading the mask, that
+    # is, setting it: what another thread makes at that moment is open to everybody.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         sync_folder(path.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Gives a file a second name, which takes the place of what had it at once.
 
-    Where the file system has no links it is a copy.
+    Where the file system has no links it is a copy, as safe as what `atomic_write` writes.
     """
     temporary = target.with_name(f".{target.name}.link.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
+        os.link(source, temporary)
+    except OSError:
+        with source.open("rb") as old, atomic_write(target, "wb") as new:
+            shutil.copyfileobj(old, new)
+        return
+    try:
         os.replace(temporary, target)
     finally:
         # Also after success: between two names of one file POSIX's rename does nothing.
@@ -73,9 +77,3 @@ def remove_unfinished(folder: Path) -> None:
     """
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

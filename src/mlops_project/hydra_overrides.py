@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlops_project.errors import InputError
 from mlops_project.printable import printable
 from mlops_project.setting_keys import GROUPS, NONE, Key, keys, suggestion
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MAX_RUNS = 10_000  # of a multirun
@@ -160,13 +165,26 @@ def _several(name: str, value: str) -> str:
     )
 
 
+def _each(override: Override) -> list[str]:
+    """What an override of a multirun stands for, as one of each run."""
+    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
+
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    if not isinstance(override.value(), (ChoiceSweep, RangeSweep)):
+        raise InputError(
+            f"{key}: interval(…) and glob(…) name no values to run with; choice(…) and range(…) do"
+        )
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
 def expand(arguments: Sequence[str]) -> list[list[str]]:
     """The overrides of each run of a multirun: `a=1,2 b=3` is two runs.
 
     Raises:
         InputError: not understood, or more than `MAX_RUNS` runs.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
 
@@ -184,12 +202,14 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
                 runs *= max(0.0, (stop - start) / float(value.step))
         if runs > MAX_RUNS:
             raise InputError(f"{runs:,.0f} runs are more than {MAX_RUNS:,}: give fewer values")
-        batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+        choices: dict[str, list[str]] = {}  # of a key that is given twice, the later ones
+        for override in overrides:
+            choices[override.get_key_element()] = _each(override)
     except InputError:
         raise
     except Exception as error:  # Hydra runs on the user's text alone, and raises nearly anything
         raise InputError(reason(error)) from error
-    jobs = [list(job) for batch in batches for job in batch]
+    jobs = [list(job) for job in itertools.product(*choices.values())]
     if not jobs:
         raise InputError("no run: a range(…) or choice(…) of the settings holds no value")
     return jobs

@@ -12,13 +12,10 @@ from typing import Annotated
 
 import typer
 
-from mlops_project.command_line import run_typer
+from mlops_project.command_line import run_typer, typer_app
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    help="Search for the settings that train the best classifier, as a sweep file describes.",
+app = typer_app(
+    "Search for the settings that train the best classifier, as a sweep file describes."
 )
 # So that --training.learning_rate=0.1 is a setting, as it is for train.py.
 LENIENT = {"ignore_unknown_options": True}
@@ -69,6 +66,6 @@ def check(file: File, overrides: Settings = None) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and sys.argv[1] not in ("run", "check", "--help"):
+    if len(sys.argv) > 1 and sys.argv[1] not in ("run", "check", "-h", "--help"):
         sys.argv.insert(1, "run")
     run_typer(app)

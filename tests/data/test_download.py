@@ -554,8 +554,38 @@ def test_room_is_checked_before_anything_is_fetched(server: Dataverse, tmp_path:
 
 def test_folder_that_cannot_be_made(server: Dataverse, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ProjectError, match="another folder"):
+    with pytest.raises(ProjectError, match=r"move it away(.|\n)*another folder"):
         fetch(server, tmp_path / "file" / "ham10000")
+
+
+def test_folder_that_may_not_be_written_to(server: Dataverse, tmp_path: Path) -> None:
+    """What helps is another folder, and no room."""
+    program = f"""
+import ctypes, os, pathlib
+from mlops_project.data.download import download
+from mlops_project.errors import ProjectError
+folder = pathlib.Path({str(tmp_path)!r})
+if os.geteuid() == 0:  # root writes into read-only folders, until it gives up its capabilities
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    ctypes.CDLL(None).capset(header, none)
+if os.access(folder, os.W_OK):
+    print("may be written to")
+try:
+    download(folder / "ham10000", server={server.address!r})
+except ProjectError as error:
+    print(error)
+"""
+    tmp_path.chmod(0o555)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    tmp_path.chmod(0o755)
+    if "may be written to" in done.stdout:
+        pytest.skip("no folder is read-only for this user on this system")
+    problem, remedy = done.stdout.splitlines()
+    assert problem.startswith(f"{tmp_path / 'ham10000'}: no permission")
+    assert "another folder" in remedy
+    assert "room" not in remedy
 
 
 def test_full_disk_keeps_what_has_arrived(server: Dataverse, tmp_path: Path) -> None:
@@ -572,7 +602,11 @@ except ProjectError as error:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
-    assert "File too large\nMake room" in done.stdout
+    problem, remedy = done.stdout.splitlines()
+    assert problem == (
+        f"{tmp_path}: the disk allows no larger files: choose another one (File too large)"
+    )
+    assert "What has arrived is kept" in remedy
     assert 0 < (tmp_path / f"{PART_1}.part").stat().st_size <= HALF
     fetch(server, tmp_path)
     assert (tmp_path / PART_1).read_bytes() == server.bodies[PART_1]

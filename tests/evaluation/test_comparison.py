@@ -15,7 +15,7 @@ from mlops_project.data.diagnoses import DIAGNOSES, MALIGNANT
 from mlops_project.errors import InputError
 from mlops_project.evaluation import bootstrap, measures
 from mlops_project.evaluation.comparison import compare
-from mlops_project.evaluation.malignancy import as_binary
+from mlops_project.evaluation.predictions_table import as_binary
 
 TWO, SEVEN = ["benign", "malignant"], list(DIAGNOSES)
 

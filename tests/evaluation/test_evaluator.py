@@ -16,7 +16,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, roc
 
 from mlops_project.data.demo import generate
 from mlops_project.errors import InputError
-from mlops_project.evaluation.images import known_split, open_images
+from mlops_project.evaluation.images import open_images
+from mlops_project.evaluation.membership import known_split
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.trained_model import load_model
 from mlops_project.training.run import Result

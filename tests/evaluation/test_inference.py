@@ -14,8 +14,9 @@ from PIL import Image
 
 from mlops_project.errors import InputError
 from mlops_project.evaluate import app
-from mlops_project.evaluation.images import Images, known_split, open_images, split_of_all
+from mlops_project.evaluation.images import Images, open_images
 from mlops_project.evaluation.inference import embed, predict
+from mlops_project.evaluation.membership import known_split, split_of_all
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.trained_model import load_model, load_models
 from tests.conftest import Call

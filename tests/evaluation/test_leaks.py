@@ -15,8 +15,9 @@ from PIL import Image
 from torch import nn
 
 from mlops_project.data import same_pictures
-from mlops_project.evaluation.images import OUT_OF_FOLD, Images, known_split, open_images
+from mlops_project.evaluation.images import Images, open_images
 from mlops_project.evaluation.leaks import Pictures, audit, training_pictures
+from mlops_project.evaluation.membership import OUT_OF_FOLD, known_split
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.settings import load
 from mlops_project.training.preparation import open_data

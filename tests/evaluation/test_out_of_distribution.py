@@ -215,7 +215,6 @@ def broken(n: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("validation", "count", "reason"),
     [
-        (None, 30, "no validation images"),
         ((table(0, "val"), np.zeros((0, 193), np.float32)), 30, "0 validation images"),
         ((table(4, "val"), VALIDATION[1][:4]), 30, "4 validation images of 2 lesions are too few"),
         ((table(18, "val"), VALIDATION[1][:18]), 30, "18 validation images of 9 lesions"),

@@ -10,8 +10,10 @@ import itertools
 import math
 import random
 import threading
+import time
 from collections.abc import Container
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from mlops_project.searching.results import report
 from mlops_project.searching.storage import RETRIES, Storage
 from mlops_project.searching.study import Done, Lost, Study
 from mlops_project.searching.sweep import read
-from mlops_project.searching.trials import abandoned, count
+from mlops_project.searching.trials import abandoned, count, time_left
 from tests.searching import claims
 from tests.searching.conftest import Server, WriteSweep
 
@@ -332,6 +334,28 @@ def test_the_target_ends_a_search(write_sweep: WriteSweep, tmp_path: Path) -> No
         study.complete(trial, value)
     with pytest.raises(Done):
         study.claim(9)
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [
+        # Europe's clocks were set to three o'clock when it was two, and to two when it was three.
+        ((datetime(2026, 3, 29, 1, 30), datetime(2026, 3, 29, 3, 30)), "about 60 min left"),
+        ((datetime(2026, 10, 25, 1, 30), datetime(2026, 10, 25, 3, 0)), "about 2.5 h left"),
+        ((datetime(2026, 6, 1, 1, 30), datetime(2026, 6, 1, 3, 0)), "about 1.5 h left"),
+    ],
+)
+def test_a_trial_takes_as_long_whether_or_not_the_clock_is_set_meanwhile(
+    hours: tuple[datetime, datetime], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = optuna.trial.create_trial(value=0.5)
+    trial.datetime_start, trial.datetime_complete = hours
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        left = time_left([trial], 1)
+    time.tzset()
+    assert left == told
 
 
 def test_bayes_looks_where_trials_were_good(write_sweep: WriteSweep, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from mlops_project.config import DataConfig
+from mlops_project.config import DEFAULT_IMAGE_SIZE, DataConfig
 from mlops_project.data import diagnoses
 from mlops_project.data.cache import ImageCache, open_cache
 from mlops_project.data.device import Delivery
@@ -42,7 +42,6 @@ from mlops_project.threads import usable_cores
 
 log = logging.getLogger("mlops_project")
 
-DEFAULT_IMAGE_SIZE = 224
 CACHE_FOLDER = Path("data/cache")
 
 
@@ -255,13 +254,8 @@ class HAM10000DataModule(pl.LightningDataModule):
     def evaluation_loader(self, rows: np.ndarray) -> Loader:
         """Batches of centre crops of the rows, each once and in order."""
         rank, world = self._processes()
-        batches = EvaluationBatches(
-            rows,
-            batch_size=int(self.settings.batch_size),
-            rank=rank,
-            world=world,
-            equal=True,
-        )
+        size = int(self.settings.batch_size)
+        batches = EvaluationBatches(rows, batch_size=size, rank=rank, world=world)
         return self._loader(batches, augment=False)
 
     def transfer_batch_to_device(

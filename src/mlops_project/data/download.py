@@ -30,7 +30,7 @@ from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
 from mlops_project.data.archives import DAMAGED
 from mlops_project.data.tables import MAX_TABLE_BYTES, TABLE_ENDINGS
-from mlops_project.errors import InputError, ProjectError
+from mlops_project.errors import InputError, ProjectError, file_failure
 from mlops_project.printable import printable
 
 log = logging.getLogger("mlops_project")
@@ -119,9 +119,11 @@ def download(
         message = f"{server}: {_reason(error)}\nCheck the network and run the same command again."
         raise ProjectError(message) from error
     except OSError as error:
+        if not error.filename:
+            error.filename = folder  # a write does not tell where it failed
         raise ProjectError(
-            f"{error.filename or folder}: {error.strerror or error}\n"
-            "Make room or name another folder. What has arrived is kept."
+            f"{file_failure(error) or f'{error.filename}: {error.strerror or error}'}\n"
+            "`dataset.py download DIR` takes another folder. What has arrived is kept."
         ) from error
 
 

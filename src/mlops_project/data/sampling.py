@@ -115,14 +115,15 @@ class TrainingBatches(Sampler):
 
 
 class EvaluationBatches(Sampler):
-    """Every row once, in order; each process takes every `world`-th batch, none twice.
+    """Every row in order; each process takes every `world`-th batch.
+
+    All processes get as many, since all must take part in a gathering; those that would have one
+    less show the first batch again, and who gathers has to drop it.
 
     Args:
         rows: int64 [N].
         batch_size: images a batch.
         rank, world: this process and how many there are.
-        equal: give every process as many batches, since all must take part in a gathering; those
-            that would have one less show the first batch again, and who gathers has to drop it.
     """
 
     def __init__(
@@ -132,11 +133,9 @@ class EvaluationBatches(Sampler):
         batch_size: int,
         rank: int = 0,
         world: int = 1,
-        equal: bool = False,
     ) -> None:
         starts = list(range(rank * batch_size, len(rows), world * batch_size))
-        if equal:
-            starts += [0] * (math.ceil(len(rows) / (world * batch_size)) - len(starts))
+        starts += [0] * (math.ceil(len(rows) / (world * batch_size)) - len(starts))
         self.batches = [np.asarray(rows[s : s + batch_size], dtype=np.int64) for s in starts]
 
     def __len__(self) -> int:

@@ -37,7 +37,7 @@ def weightings(
         yield random.multinomial(len(unique), shares, size=count)[:, lesion].astype(float)
 
 
-def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+def interval(values: np.ndarray) -> tuple[float, float]:
     """The middle share of the resampled values; (NaN, NaN) where more than half of them are NaN.
 
     A mean over classes is NaN in resamples that lack one of them, and these are left out.
@@ -45,18 +45,18 @@ def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     known = values[~np.isnan(values)]
     if len(known) < len(values) / 2:
         return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def exact_interval(value: float, clusters: int, level: float = LEVEL) -> tuple[float, float]:
+def exact_interval(value: float, clusters: int) -> tuple[float, float]:
     """Of a share of 0 or 1, from which no resample can differ (Clopper and Pearson, 1934).
 
     Args:
         value: 0 or 1.
         clusters: how many independent ones it was seen in, at least 1.
     """
-    bound = ((1 - level) / 2) ** (1 / clusters)
+    bound = ((1 - LEVEL) / 2) ** (1 / clusters)
     return (bound, 1.0) if value == 1 else (0.0, 1 - bound)
 
 

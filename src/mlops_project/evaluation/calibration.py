@@ -91,11 +91,12 @@ def with_temperature(
         temperature: more than 0; by itself it leaves the order of the classes as it is.
         offsets: added to the divided logits, float [K], or [N, K] for each image.
     """
+    from scipy.special import softmax
+
     logits = np.log(np.clip(probabilities, SMALLEST, 1)) / temperature
     if offsets is not None:
         logits += offsets
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return softmax(logits, axis=1)
 
 
 def store(checkpoint: Path, found: dict[str, Any], epoch: int, images: int) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from mlops_project.errors import InputError
 from mlops_project.evaluation import bootstrap, measures
 from mlops_project.evaluation.evaluator import FEW_LESIONS, most_frequent
-from mlops_project.evaluation.malignancy import PREFIX, as_binary, classes_of
+from mlops_project.evaluation.predictions_table import arrays, as_binary, classes_of, columns_of
 
 
 def compare(
@@ -79,17 +79,17 @@ def compare(
             f"lesions of {', '.join(few)}: the intervals of the differences say little"
         )
     lesions = first["lesion_id"].to_numpy()
-    labels, one = _arrays(names, first)
-    _, other = _arrays(names, second)
+    labels, one = arrays(names, first)
+    _, other = arrays(names, second)
 
     def difference(weights: np.ndarray) -> dict[str, np.ndarray]:
         ours, theirs = (_overall(weights, labels, p) for p in (one, other))
         return {name: ours[name] - theirs[name] for name in ours}
 
     # A lesion counts once, by the mean of its images' probabilities.
-    means = {f"{PREFIX}{n}": "mean" for n in names} | {"y_true": most_frequent}
-    true_class, whole = _arrays(names, first.groupby(lesions).agg(means))
-    _, other_whole = _arrays(names, second.groupby(lesions).agg(means))
+    means = dict.fromkeys(columns_of(names), "mean") | {"y_true": most_frequent}
+    true_class, whole = arrays(names, first.groupby(lesions).agg(means))
+    _, other_whole = arrays(names, second.groupby(lesions).agg(means))
     return {
         "checkpoint": checkpoint,
         "class_names": list(names),
@@ -128,12 +128,6 @@ def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[s
         "only_second_right": only_second,
         "p_value": p_value,
     }
-
-
-def _arrays(names: list[str], table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, int64 [N], and probabilities, float [N, K]."""
-    labels = pd.Index(names).get_indexer(pd.Index(table["y_true"]))
-    return labels, table[[f"{PREFIX}{n}" for n in names]].to_numpy(dtype=float)
 
 
 def _overall(

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mlops_project.data.diagnoses import malignant_classes
 from mlops_project.evaluation import bootstrap, calibration, measures, operating_points, patients
+from mlops_project.evaluation.predictions_table import arrays
 
 COVERAGES = (0.9, 0.95)
 
@@ -37,8 +38,8 @@ def decide(
         metrics.json, none where no class is known; and the calibrated probabilities of all
         predictions, float [N, K].
     """
-    seen_labels, seen = _arrays(names, validation)
-    all_labels, raw = _arrays(names, predictions)
+    seen_labels, seen = arrays(names, validation)
+    all_labels, raw = arrays(names, predictions)
     columns, (seen_features, all_features) = _features(with_patients, validation, predictions)
     temperature, offsets, weights = calibration.fit(seen_labels, seen, prior, seen_features)
     all_scaled = calibration.with_temperature(raw, temperature, offsets + all_features @ weights)
@@ -98,7 +99,7 @@ def decide_across(
         As of `decide`, but for prediction_sets; temperature, offsets, weights and thresholds are
         the folds' means. What is known of patients is centred over all predictions.
     """
-    labels, raw = _arrays(names, predictions)
+    labels, raw = arrays(names, predictions)
     lesions = predictions["lesion_id"].to_numpy()
     known, numbers = labels >= 0, np.unique(folds)
     columns, (features,) = _features(with_patients, predictions)
@@ -167,7 +168,7 @@ def difference(
         balanced_accuracy (of the answers), log_loss and, for each question of operating_points, its
         AUROC, with intervals.
     """
-    labels, _ = _arrays(names, labelled)
+    labels, _ = arrays(names, labelled)
     questions = _questions(names)
 
     def measured(weights: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
@@ -223,12 +224,6 @@ def _questions(names: list[str]) -> dict[str, list[int]]:
     """Which classes count as a yes to "malignant?" and, where the classes tell, "melanoma?"."""
     melanoma = {"melanoma": [names.index("mel")]} if "mel" in names else {}
     return {"malignant": malignant_classes(names), **melanoma}
-
-
-def _arrays(names: list[str], table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, int64 [N], -1 where unknown, and probabilities, float [N, K]."""
-    labels = pd.Index(names).get_indexer(pd.Index(table["y_true"]))
-    return labels, table[[f"probability_{n}" for n in names]].to_numpy(dtype=float)
 
 
 def _calibration(

@@ -28,6 +28,7 @@ from mlops_project.evaluation import (
 from mlops_project.evaluation.decisions import decide, decide_across, difference
 from mlops_project.evaluation.images import Images, reopen
 from mlops_project.evaluation.inference import Predictions, embed, predict
+from mlops_project.evaluation.predictions_table import CALIBRATED, PROBABILITY, columns_of
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.printable import first_line
 
@@ -49,7 +50,7 @@ def add_calibration(
     decided, calibrated = fitting()
     facts |= decided
     facts["gaps"] += operating_points.undecided(decided)
-    table[[f"calibrated_{name}" for name in names]] = calibrated
+    table[columns_of(names, CALIBRATED)] = calibrated
     _add_patients(facts, names, table, validation.table, fitting, prior)
     # Those of the model's own logits are stored, for whoever uses it without this program.
     known = decided.get("calibration")
@@ -88,7 +89,7 @@ def add_calibration_across_folds(
     decided, calibrated = fitting()
     facts |= decided
     facts["gaps"] += operating_points.undecided(decided)
-    table[[f"calibrated_{name}" for name in names]] = calibrated
+    table[columns_of(names, CALIBRATED)] = calibrated
     _add_patients(facts, names, table, table, fitting, prior)
 
 
@@ -106,17 +107,17 @@ def _add_patients(
     decided, probabilities = fitting(with_patients=True)
     if decided:
         known = (table["y_true"] != "").to_numpy()
-        alone = table[[f"calibrated_{name}" for name in names]].to_numpy()
+        alone = table[columns_of(names, CALIBRATED)].to_numpy()
         both = probabilities[known], alone[known]
         decided["difference"] = difference(names, table[known], *both, prior)
         facts["with_patient_data"] = decided
-    table[[f"with_patient_data_{name}" for name in names]] = probabilities
+    table[columns_of(names, "with_patient_data")] = probabilities
 
 
 def add_abstention(facts: dict[str, Any], names: list[str], labelled: pd.DataFrame) -> None:
     """Adds what is gained where the least sure images are left to a person."""
-    kind = "calibrated" if f"calibrated_{names[0]}" in labelled else "probability"
-    probabilities = labelled[[f"{kind}_{name}" for name in names]].to_numpy(dtype=float)
+    kind = CALIBRATED if f"{CALIBRATED}_{names[0]}" in labelled else PROBABILITY
+    probabilities = labelled[columns_of(names, kind)].to_numpy(dtype=float)
     # It need not be the largest of the calibrated ones: it is the answer that counts.
     answers = pd.Index(names).get_indexer(pd.Index(labelled["y_pred"]))
     facts["abstention"] = abstention.judge(
@@ -138,7 +139,7 @@ def add_subgroups(
         predictions: of the same images, in the same order.
     """
     malignant = [names[k] for k in malignant_classes(names)]
-    scores = predictions[[f"probability_{name}" for name in malignant]].sum(axis=1).to_numpy()
+    scores = predictions[columns_of(malignant)].sum(axis=1).to_numpy()
     truth, positive = (predictions[c].isin(malignant).to_numpy() for c in ("y_true", "y_pred"))
     facts["subgroups"] = subgroups.compare(table, truth, scores, positive)
 

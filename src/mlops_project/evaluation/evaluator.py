@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mlops_project.evaluation import bootstrap, measures
+from mlops_project.evaluation.predictions_table import arrays, columns_of
 
 FEW_LESIONS = 20  # of a class: with fewer, an interval of AUROC holds the truth too rarely
 
@@ -21,9 +22,8 @@ def measure(names: list[str], predictions: pd.DataFrame) -> dict[str, Any]:
         names: of the classes.
         predictions: a row an image with a known class, at least one; see `inference.Predictions`.
     """
-    columns = [f"probability_{n}" for n in names]
     lesions = predictions.groupby("lesion_id", sort=False).agg(
-        {**dict.fromkeys(columns, "mean"), "y_true": most_frequent}
+        {**dict.fromkeys(columns_of(names), "mean"), "y_true": most_frequent}
     )
     by_image = _measured(predictions, predictions["lesion_id"].to_numpy(), names)
     by_lesion = _measured(lesions, lesions.index.to_numpy(), names)
@@ -41,9 +41,7 @@ def _measured(table: pd.DataFrame, lesions: np.ndarray, names: list[str]) -> dic
         lesions: of each row, which the bootstrap draws.
         names: of the classes.
     """
-    labels = table["y_true"].map({n: k for k, n in enumerate(names)}).to_numpy()
-    # To float32's rounding, a row sums to 1.
-    probabilities = table[[f"probability_{n}" for n in names]].to_numpy(dtype=float)
+    labels, probabilities = arrays(names, table)
 
     def all_measures(weights: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
         each = [measures.against_rest(weights, labels, probabilities, k) for k in range(len(names))]

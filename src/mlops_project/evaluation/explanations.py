@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mlops_project.data.augmentation import BatchAugmentation
+from mlops_project.evaluation.predictions_table import columns_of
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.files import atomic_write
 from mlops_project.printable import printable
@@ -53,7 +54,7 @@ def choose(predictions: pd.DataFrame, class_names: Sequence[str], each: int = EA
         no more.
     """
     rows = np.arange(len(predictions))
-    probabilities = predictions[[f"probability_{n}" for n in class_names]].to_numpy(dtype=float)
+    probabilities = predictions[columns_of(class_names)].to_numpy(dtype=float)
     predicted = pd.Index(class_names).get_indexer(pd.Index(predictions["y_pred"]))
     table = predictions[["image_id", "lesion_id", "y_true", "y_pred"]].assign(
         probability=probabilities[rows, predicted], row=rows

@@ -10,19 +10,21 @@ import numpy as np
 import pandas as pd
 
 from mlops_project import settings
-from mlops_project.data.archives import plain
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.diagnoses import BINARY
 from mlops_project.data.sources import Source, read_source
-from mlops_project.data.splits import SPLITS, UNUSED, subsample, told_lesions
-from mlops_project.data.tables import without_ending
+from mlops_project.data.splits import SPLITS, UNUSED
 from mlops_project.errors import InputError
+from mlops_project.evaluation.membership import (
+    ONE_FOLD,
+    OUT_OF_FOLD,
+    folds_of,
+    known_images,
+    known_split,
+    one_fold,
+    split_of_all,
+)
 from mlops_project.evaluation.trained_model import TrainedModel
-
-OUT_OF_FOLD = "out-of-fold"
-# Of a cross-validation: as many images with a diagnosis as one fold has, from all folds, each told
-# by the models that have it in their validation split.
-ONE_FOLD = "one fold"
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,12 @@ class Images:
 
     @property
     def folds(self) -> np.ndarray | None:
-        """Which fold each image is of, int64 [N], from 0; None if this is no cross-validation.
-
-        In one, each model answers for one fold, or for none of these images, and every fold has
-        as many models.
-        """
+        """Which fold each image is of, by `membership.folds_of`."""
         return folds_of(self.asked)
 
-    def pixels(self, positions: np.ndarray, model: int = 0) -> np.ndarray:
-        """The images at these of the N positions as a model sees them, uint8 [M, 3, S, S]."""
-        dataset = self.data[model].dataset(augment=False)
+    def pixels(self, positions: np.ndarray) -> np.ndarray:
+        """The images at n of the N positions as the first model sees them, uint8 [n, 3, S, S]."""
+        dataset = self.data[0].dataset(augment=False)
         return dataset.batch(0, self.rows[positions])[0].numpy()
 
     def without(self, image_ids: set[str]) -> Images:
@@ -82,14 +80,6 @@ class Images:
         if not stay.any():
             raise InputError(f"{self.folder}: all {len(stay)} images were seen in training")
         return replace(self, rows=self.rows[stay], asked=self.asked[:, stay])
-
-
-def folds_of(asked: np.ndarray) -> np.ndarray | None:
-    """`Images.folds`, int64 [N] or None, of `Images.asked`, bool [M, N]."""
-    told, folds = np.unique(asked, axis=1, return_inverse=True)
-    told = told[told.any(axis=1)]
-    alone = (told.sum(axis=1) == 1).all() and len(set(told.sum(axis=0))) == 1
-    return folds.reshape(-1) if alone and told.shape[1] > 1 else None
 
 
 def open_images(
@@ -135,7 +125,7 @@ def open_images(
     if split in (OUT_OF_FOLD, ONE_FOLD):
         # Not those that left an image out by chance, as where each fold is subsampled by itself.
         asked = of_each == "val"
-        wanted = asked.any(axis=0) if split == OUT_OF_FOLD else _one_fold(source.table, asked)
+        wanted = asked.any(axis=0) if split == OUT_OF_FOLD else one_fold(source.table, asked)
     if not wanted.any():
         counts = ", ".join(f"{(parts == s).sum()} {s}" for s in (*SPLITS, UNUSED))
         whose = " for all of these checkpoints" if len(models) > 1 else ""
@@ -165,40 +155,6 @@ def open_images(
         missing = (set(source.missing) & wanted_ids) | new
     absent = _absent(len(missing), int((before & ~wanted).sum()))
     return Images(Path(folder), data, rows, asked[:, rows], class_names, left_out, absent)
-
-
-def _one_fold(table: pd.DataFrame, asked: np.ndarray) -> np.ndarray:
-    """Which images are of `ONE_FOLD`, bool [N]: whole lesions of each diagnosis.
-
-    What is fitted on one run's validation split needs no more, and to ask about all would take as
-    many times as long as there are folds.
-
-    Raises:
-        InputError: the models are no cross-validation.
-    """
-    known = np.flatnonzero(asked.any(axis=0) & (table["dx"] != "").to_numpy())
-    folds = folds_of(asked[:, known])
-    if folds is None:
-        raise InputError(
-            "the models have different validation splits, and not equally many have each image "
-            "there, as the folds of a cross-validation would"
-        )
-    share = 1 / len(np.unique(folds))
-    stays = subsample(table.iloc[known], folds, share, stratified=True, seed=0)
-    wanted = np.zeros(len(table), dtype=bool)
-    wanted[known[stays]] = True
-    return wanted
-
-
-def known_images(models: Sequence[TrainedModel], split: str) -> set[str]:
-    """Ids of the images that the runs had in a split."""
-    parts = {"all": SPLITS, OUT_OF_FOLD: ("val",), ONE_FOLD: ("val",)}.get(split, (split,))
-    found: set[str] = set()
-    for model in models:
-        seen = model.facts["split"]
-        pairs = zip(seen["image_id"], seen["split"], strict=True)
-        found |= {image for image, part in pairs if part in parts}
-    return found
 
 
 def _absent(missing: int, unreadable: int) -> str:
@@ -273,53 +229,3 @@ def _data(model: TrainedModel, source: Source, num_classes: int) -> HAM10000Data
     data = HAM10000DataModule(num_classes=num_classes, seed=model.config.seed, **options)
     data.read(source)
     return data
-
-
-def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
-    """The split of each image from the point of view of a run.
-
-    Args:
-        table: of the images, columns image_id and lesion_id.
-        seen: the run's image_id, lesion_id and split, lists of equal length.
-
-    Returns:
-        "train", "val", "test" or "unused" for each row, dtype object [N].
-    """
-    of_image = dict(zip(map(plain, seen["image_id"]), seen["split"], strict=True))
-    of_lesion: dict[str, str] = {}
-    for lesion, part in zip(seen["lesion_id"], seen["split"], strict=True):
-        if of_lesion.get(lesion, UNUSED) == UNUSED:
-            of_lesion[lesion] = part
-    whole, bare = names_of(table["image_id"])
-    return np.array(
-        [
-            of_image.get(image) or of_image.get(name) or of_lesion.get(lesion, "test")
-            for image, name, lesion in zip(whole, bare, told_lesions(table), strict=True)
-        ],
-        dtype=object,
-    )
-
-
-def names_of(image_ids: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """What images may be called elsewhere, `plain`: their ids, and these without folder and ending.
-
-    Where there is no table, folders and endings tell images of the same name apart.
-    """
-    bare = without_ending(image_ids).map(lambda name: name.rsplit("/", 1)[-1])
-    return image_ids.map(plain), bare.map(plain)
-
-
-def split_of_all(parts: np.ndarray) -> np.ndarray:
-    """The split of each image for several runs at once.
-
-    Args:
-        parts: of each run, dtype object [M, N].
-
-    Returns:
-        dtype object [N]: "train" where it is so for one of them, else "val", else "unused"; "test"
-        where it is so for all.
-    """
-    together = np.full(parts.shape[1], "test", dtype=object)
-    for name in (UNUSED, "val", "train"):
-        together[(parts == name).any(axis=0)] = name
-    return together

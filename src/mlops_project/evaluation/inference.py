@@ -17,7 +17,7 @@ from mlops_project.data.augmentation import BatchAugmentation
 from mlops_project.errors import InputError
 from mlops_project.evaluation import patients
 from mlops_project.evaluation.images import Images
-from mlops_project.evaluation.malignancy import as_binary
+from mlops_project.evaluation.predictions_table import as_binary, columns_of
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.models.build import head
 from mlops_project.progress import track
@@ -75,7 +75,7 @@ def predict(models: Sequence[TrainedModel], images: Images, *, tta: bool = False
         )
     table = images.table[["image_id", "lesion_id"]].copy()
     table["y_pred"] = np.array(names, dtype=object)[mean.argmax(axis=1)]
-    table[[f"probability_{name}" for name in names]] = mean
+    table[columns_of(names)] = mean
     if images.class_names != names:
         table = as_binary(table)
     # The last, for the label -1, is that of an image without one.

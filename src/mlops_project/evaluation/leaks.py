@@ -14,7 +14,8 @@ from mlops_project.data import same_pictures
 from mlops_project.data.archives import plain
 from mlops_project.data.splits import told_lesions
 from mlops_project.errors import InputError
-from mlops_project.evaluation.images import Images, moved_to, names_of, open_images
+from mlops_project.evaluation.images import Images, moved_to, open_images
+from mlops_project.evaluation.membership import names_of
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.training.checkpoints import trained_on
 

@@ -139,16 +139,16 @@ def ranking(
 
 
 def calibration_error(
-    weights: np.ndarray, confidence: np.ndarray, correct: np.ndarray, bins: int = BINS
+    weights: np.ndarray, confidence: np.ndarray, correct: np.ndarray
 ) -> np.ndarray:
-    """Mean distance between confidence and frequency over equal bins of confidence, float [R].
+    """Mean distance of confidence and frequency over `BINS` equal bins of confidence, float [R].
 
     Args:
         weights: float [R, N].
         confidence: float [N], 0 to 1; `correct`: whether it came true, bool [N].
     """
-    where = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.zeros((len(confidence), bins))
+    where = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.zeros((len(confidence), BINS))
     gaps[np.arange(len(confidence)), where] = confidence - correct
     return np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
 

@@ -28,7 +28,7 @@ COUNT = 32  # synthetic images of each kind
 
 
 def judge(
-    validation: tuple[pd.DataFrame, np.ndarray] | None,
+    validation: tuple[pd.DataFrame, np.ndarray],
     evaluated: tuple[pd.DataFrame, np.ndarray],
     images_of: Callable[[np.ndarray], np.ndarray],
     features_of: Callable[[np.ndarray], np.ndarray],
@@ -37,7 +37,7 @@ def judge(
 
     Args:
         validation, evaluated: a table with image_id and lesion_id, and the features of its rows,
-            of unit length, float32 [N, D]; None where there are no validation images.
+            of unit length, float32 [N, D].
         images_of: gives the images of rows of the evaluated table, int64 [n], as uint8
             [n, 3, S, S].
         features_of: gives the features of such images, of unit length, float32 [n, D].
@@ -49,9 +49,8 @@ def judge(
         `worst_images` (ids of the least alike, the worst first) and, where the score does not tell
         one of the kinds, `caution`. Or nothing but `gap`, why there are no scores.
     """
-    if validation is None or not len(evaluated[0]):
-        missing = "validation images" if validation is None else "images to score"
-        return {"gap": f"no out-of-distribution scores: there are no {missing}"}
+    if not len(evaluated[0]):
+        return {"gap": "no out-of-distribution scores: there are no images to score"}
     (known_table, known), (table, features) = validation, evaluated
     known_lesions, lesions = (t["lesion_id"].to_numpy(dtype=str) for t in (known_table, table))
     if not (np.isfinite(known).all() and np.isfinite(features).all()):

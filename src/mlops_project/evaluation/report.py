@@ -16,15 +16,9 @@ from mlops_project import settings
 from mlops_project.data import same_pictures
 from mlops_project.errors import InputError
 from mlops_project.evaluation import entries, evaluator, leaks
-from mlops_project.evaluation.images import (
-    ONE_FOLD,
-    Images,
-    known_images,
-    known_split,
-    moved_to,
-    open_images,
-)
+from mlops_project.evaluation.images import Images, moved_to, open_images
 from mlops_project.evaluation.inference import Predictions, predict
+from mlops_project.evaluation.membership import ONE_FOLD, known_images, known_split
 from mlops_project.evaluation.presentation import terminal
 from mlops_project.evaluation.presentation.model_card import write_model_card
 from mlops_project.evaluation.presentation.page import write_page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlops_project.config import ModelConfig
+from mlops_project.config import DEFAULT_IMAGE_SIZE, ModelConfig
 from mlops_project.errors import InputError
 from mlops_project.printable import did_you_mean
 
@@ -43,7 +43,6 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "b4": Variant("efficientnet_b4", 380, 19_341_616, 0.4),
     },
 }
-DEFAULT_IMAGE_SIZE = 224
 
 
 def family_of(variant: str) -> str | None:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlops_project import setting_keys
 from mlops_project.data.folder import require_folder
-from mlops_project.errors import InputError
 from mlops_project.searching import results
 from mlops_project.searching.display import Display
 from mlops_project.searching.storage import Storage
@@ -51,8 +49,6 @@ def search(
         ProjectError: trial after trial fails, or the database has gone.
     """
     sweep = read(path, arguments).named(name)
-    if folds and not {"data.folds", "data.fold"} <= setting_keys.keys().keys():
-        raise InputError("--folds: this version has no data.folds")
     folder = SEARCHES / sweep.name
     database = Storage(storage or f"sqlite:///{folder / 'study.db'}", sweep.name, grace)
     if sweep.config.data.name != "demo":

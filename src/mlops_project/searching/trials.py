@@ -69,7 +69,9 @@ def duration(trial: FrozenTrial) -> float:
     """Seconds that a trial has taken, so far or in all."""
     if trial.datetime_start is None:
         return 0.0
-    return ((trial.datetime_complete or datetime.now()) - trial.datetime_start).total_seconds()
+    # Optuna gives times of the local clock, which is set forward and back once a year.
+    ended = trial.datetime_complete or datetime.now()
+    return ended.timestamp() - trial.datetime_start.timestamp()
 
 
 def best_number(trials: Sequence[FrozenTrial], goal: str) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlops_project.config import Config, TrainingConfig
+from mlops_project.config import DEFAULT_IMAGE_SIZE, Config, TrainingConfig
 from mlops_project.errors import InputError
 from mlops_project.printable import first_line
 from mlops_project.training.module import side_in
@@ -56,7 +56,7 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
         options.channels_last = bool(convolutions) and device != "mps"
         chosen.append(f"channels {'last' if options.channels_last else 'first'}")
     if options.compile == "auto":
-        size = config.data.image_size or 224
+        size = config.data.image_size or DEFAULT_IMAGE_SIZE
         # Smaller images of earlier epochs go through the network as it is.
         counted = range(min(options.max_epochs, COUNTED_EPOCHS))
         whole = sum(side_in(epoch, config) == size for epoch in counted)

@@ -80,10 +80,11 @@ def test_of_other_images_nothing_is_told_that_holds_for_ham10000(
 
 def test_whatever_is_missing_the_card_is_whole(example: Example, tmp_path: Path) -> None:
     facts, predictions = example
-    checked(write_model_card({}, tmp_path))
     checked(write_model_card({}, tmp_path, pd.DataFrame()))
     for key in facts:
-        checked(write_model_card({k: v for k, v in facts.items() if k != key}, tmp_path))
+        checked(
+            write_model_card({k: v for k, v in facts.items() if k != key}, tmp_path, predictions)
+        )
     for value in (None, float("nan"), float("inf")):
         head, _ = checked(write_model_card(without_numbers(facts, value), tmp_path, predictions))
         assert "model-index" not in head

@@ -26,21 +26,18 @@ TYPES = {  # of metrics, as Hugging Face's hub knows them
 }
 
 
-def write_model_card(
-    facts: dict[str, Any], folder: Path, predictions: pd.DataFrame | None = None
-) -> Path:
+def write_model_card(facts: dict[str, Any], folder: Path, predictions: pd.DataFrame) -> Path:
     """Writes MODEL_CARD.md.
 
     Args:
         facts: what metrics.json holds; anything may be missing, or not a number.
         folder: to write to.
-        predictions: what predictions.csv holds; without them the card does not say whether the
-            model is too sure.
+        predictions: what predictions.csv holds, of which any column may be missing: without its
+            probabilities the card does not say whether the model is too sure.
 
     Returns:
         The card.
     """
-    predictions = pd.DataFrame() if predictions is None else predictions
     results = [
         (kind, wording.label(name), metric(get(facts, "metrics", name))[0])
         for name, kind in TYPES.items()

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mlops_project.data.diagnoses import malignant_classes
+from mlops_project.evaluation.predictions_table import CALIBRATED, classes_of, columns_of
 
 
 def get(facts: Any, *keys: str) -> Any:
@@ -79,8 +80,7 @@ def flat(settings: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 def class_names(facts: dict[str, Any], predictions: pd.DataFrame) -> list[str]:
     """In the order of the probabilities."""
-    prefix = "probability_"
-    columns = [c.removeprefix(prefix) for c in predictions.columns if c.startswith(prefix)]
+    columns = classes_of(predictions)
     names = texts(facts.get("class_names"))
     return names if len(names) > 1 and len(names) >= len(columns) else columns
 
@@ -119,17 +119,17 @@ class Labelled:
 def labelled(facts: dict[str, Any], predictions: pd.DataFrame) -> Labelled | None:
     """The images with a true class and probabilities; None where there is not one."""
     names = class_names(facts, predictions)
-    if not names or not {"y_true", *_columns("probability", names)} <= set(predictions.columns):
+    if not names or not {"y_true", *columns_of(names)} <= set(predictions.columns):
         return None
     index = {name: k for k, name in enumerate(names)}
     labels = predictions["y_true"].map(index).to_numpy(dtype=float)
-    raw = _probabilities("probability", names, predictions)
+    raw = _probabilities(columns_of(names), predictions)
     known = ~np.isnan(labels) & np.isfinite(raw).all(axis=1)
     if not known.any():
         return None
     calibrated = None
-    if set(_columns("calibrated", names)) <= set(predictions.columns):
-        calibrated = _probabilities("calibrated", names, predictions)[known]
+    if set(columns_of(names, CALIBRATED)) <= set(predictions.columns):
+        calibrated = _probabilities(columns_of(names, CALIBRATED), predictions)[known]
         calibrated = calibrated if np.isfinite(calibrated).all() else None
     lesions = predictions.get("lesion_id", pd.Series(range(len(predictions)))).astype(str)
     return Labelled(
@@ -137,10 +137,6 @@ def labelled(facts: dict[str, Any], predictions: pd.DataFrame) -> Labelled | Non
     )
 
 
-def _columns(kind: str, names: list[str]) -> list[str]:
-    return [f"{kind}_{name}" for name in names]
-
-
-def _probabilities(kind: str, names: list[str], predictions: pd.DataFrame) -> np.ndarray:
-    columns = predictions[_columns(kind, names)]
-    return columns.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+def _probabilities(columns: list[str], predictions: pd.DataFrame) -> np.ndarray:
+    numeric = predictions[columns].apply(pd.to_numeric, errors="coerce")
+    return numeric.to_numpy(dtype=float)
