@@ -98,6 +98,16 @@ def test_batches_are_the_same_for_any_number_of_workers(make_folder: MakeFolder)
     assert all(_equal(batches, evaluated[0]) for batches in evaluated)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_pass_of_ones_own_loop_is_another_epoch(workers: int, make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    module, other = (_module(folder, num_workers=workers) for _ in range(2))
+    epochs = [_epoch(_module(folder), epoch) for epoch in range(4)]
+    loader = module.train_dataloader()
+    assert all(_equal(list(loader), epoch) for epoch in epochs)
+    assert all(_equal(list(other.train_dataloader()), epoch) for epoch in epochs)
+
+
 def test_training_differs_by_epoch_and_seed_and_evaluation_does_not(
     make_folder: MakeFolder,
 ) -> None:

@@ -102,7 +102,8 @@ class HAM10000DataModule(pl.LightningDataModule):
         self._delivery = Delivery(self.settings.device_cache, self.image_size)
         self._workers: int | None = None
         self._training_batches: TrainingBatches | None = None
-        self._start = (0, 0)  # epoch, and batches of it that are done already
+        # Epoch, and batches of it that are done already; None: where one's own loop has got to.
+        self._start: tuple[int, int] | None = (0, 0)
         self.split: np.ndarray
         self.labels: np.ndarray
 
@@ -259,7 +260,10 @@ class HAM10000DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Loader:
         self._require_decoded(self.rows_of("train"))
         # Before workers ask for their first batches, which they do at once.
-        self.training_batches().start_at(*self._start)
+        if self._start is not None or self._is_running():
+            self.training_batches().start_at(*(self._start or (0, 0)))
+        if not self._is_running():  # one's own loop may ask for a loader in each epoch
+            self._start = None
         return self._loader(self.training_batches(), augment=self.settings.augment)
 
     def val_dataloader(self) -> Loader:
@@ -328,10 +332,14 @@ class HAM10000DataModule(pl.LightningDataModule):
             return torch.cuda.is_available()
         return bool(self.trainer.strategy.root_device.type == "cuda")
 
+    def _is_running(self) -> bool:
+        """Whether it is a trainer that asks for batches."""
+        return self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
+
     def _device_has_images(self) -> bool:
         """Whether the decoded images are in the device's memory; brings them there if they fit."""
         # Not where the user asks for batches, and no trainer whose device they go to.
-        if self.trainer is None or self.trainer.state.status != TrainerStatus.RUNNING:
+        if self.trainer is None or not self._is_running():
             return False
         if not isinstance(self._images, ImageCache):
             return False
