@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from mlops_project.config import DataConfig, TrainingConfig
 from mlops_project.errors import InputError
+
+log = logging.getLogger("mlops_project")
 
 MAX_DAYS = 3650  # of training.max_time
 
@@ -42,7 +45,25 @@ def check_training(training: TrainingConfig) -> None:
                 f"{MAX_DAYS} days"
             )
     schedule = training.unfreeze_schedule
+    if training.progressive_unfreezing and not schedule:
+        raise InputError(
+            "training.unfreeze_schedule=[]: training.progressive_unfreezing needs the epochs that "
+            "free the next stages, like [5,10,15]"
+        )
     if training.progressive_unfreezing and sorted(schedule) != schedule:
         raise InputError(
             f"training.unfreeze_schedule={schedule}: the epochs must not fall, like [0,0,5,10]"
+        )
+
+
+def warn_of_a_short_training(training: TrainingConfig) -> None:
+    """Warns where it ends in its warm-up, as a recipe tried out for an epoch does."""
+    warmup, epochs = training.warmup_epochs, training.max_epochs
+    if warmup >= epochs:
+        log.warning(
+            "training.warmup_epochs=%g, of training.max_epochs=%d: the learning rate rises to the "
+            "end%s; a shorter warm-up leaves epochs at the full rate",
+            warmup,
+            epochs,
+            "" if warmup == epochs else f", to {epochs / warmup:.0%} of the full rate",
         )
