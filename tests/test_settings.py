@@ -219,6 +219,7 @@ def test_a_wrong_value_is_answered_with_what_is_right(
         (["model.architecture.conv_blocks=3"], "model.architecture.channels has 4"),
         (["data.val_fraction=0.45", "data.test_fraction=0.45"], "training"),
         (["training.progressive_unfreezing=1", "training.unfreeze_schedule=5,4"], "must not fall"),
+        (["training.progressive_unfreezing=1", "training.unfreeze_schedule=[]"], "like [5,10,15]"),
         (["training.max_time=00:00:00:00"], "training.max_time=00:00:00:00: must be more than"),
         (["training.max_time=9999999999:00:00:00"], "at most 3650 days"),
     ],

@@ -18,6 +18,7 @@ from mlops_project.printable import did_you_mean, printable
 
 GROUPS = ("model", "data", "training", "wandb", "experiment")  # folders of configs/
 NONE = ("null", "none", "~", "")
+Schema = typing.TypeVar("Schema")  # Config, or one of its groups
 _SWITCH = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
@@ -168,6 +169,36 @@ def _scalar(key: Key, kind: str, value: Any) -> Any:
         if kind == "int" and not isinstance(value, str)
         else (int(number) if kind == "int" else number)
     )
+
+
+def typed(schema: type[Schema], values: Any, prefix: str = "") -> Schema:
+    """Settings of the schema, each of its type; those that are not given have their default.
+
+    Args:
+        schema: `Config`, or one of its groups.
+        values: by their names, the settings of a group as a dict of their own.
+        prefix: of the names, such as "data.".
+
+    Raises:
+        InputError: a name is unknown, or a value is not allowed.
+    """
+    hints = typing.get_type_hints(schema)
+    if not isinstance(values, dict):
+        said = printable(shown(values))
+        raise InputError(f"{prefix.rstrip('.')}={said}: must be settings, each KEY: VALUE")
+    unknown = [str(name) for name in values if name not in hints]
+    if unknown:
+        name = prefix + min(unknown)
+        raise InputError(f"{printable(name)}: unknown setting{suggestion(name)}")
+    arguments: dict[str, Any] = {}
+    for field, hint in hints.items():
+        if dataclasses.is_dataclass(hint):
+            group = values.get(field) or {}
+            arguments[field] = typed(typing.cast(type, hint), group, f"{prefix}{field}.")
+        else:
+            key = keys()[prefix + field]
+            arguments[field] = convert(key, values.get(field, key.default))
+    return schema(**arguments)
 
 
 def shown(value: Any) -> str:

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import typing
 from collections.abc import Collection, Iterable, Sequence
 from operator import attrgetter
@@ -18,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mlops_project import hydra_overrides
+from mlops_project.combinations import check_data, check_training
 from mlops_project.config import Config
 from mlops_project.errors import InputError
 from mlops_project.models.variants import check_model_settings, default_image_size, family_of
-from mlops_project.printable import printable
-from mlops_project.setting_keys import GROUPS, NONE, convert, keys, shown, suggestion
+from mlops_project.setting_keys import GROUPS, NONE, keys, shown, typed
 
-MAX_DAYS = 3650  # of training.max_time
 MAX_FILE_BYTES = 2**20  # of a file of configs/
 # What tells the repetitions of one experiment apart.
 REPEATED = ("seed", "data.fold")
@@ -61,7 +59,7 @@ def load(arguments: Sequence[str]) -> Config:
         family = family_of(str(variant).strip("'\"")) if variant is not None else None
         if family:
             texts.insert(0, f"model={family}")
-    config = _typed(_compose(texts))
+    config = typed(Config, _compose(texts))
     if "wandb.enabled" not in given and os.environ.get("WANDB_SWEEP_ID"):
         config.wandb.enabled = True  # its agent asks for what the server is to be told
     return resolve(config)
@@ -130,36 +128,8 @@ def resolve(config: Config) -> Config:
         config.training.weight_decay = config.model.weight_decay
     if config.data.image_size is None:
         config.data.image_size = default_image_size(config.model)
-    if config.data.val_fraction + config.data.test_fraction >= 0.9:
-        raise InputError(
-            "data.val_fraction + data.test_fraction leave less than a tenth for training"
-        )
-    start, size = config.data.start_size, config.data.image_size
-    if start is not None and start > size:
-        raise InputError(
-            f"data.start_size={start}: it must be at most data.image_size={size}, to which it grows"
-        )
-    folds, fold = config.data.folds, config.data.fold
-    if fold >= (folds or 1):
-        missing = f"less than data.folds={folds}" if folds else "0 without data.folds, such as 5"
-        raise InputError(f"data.fold={fold}: it must be {missing}; the first fold is 0")
-    longest = config.training.max_time
-    if longest is not None and not re.fullmatch(r"\d+(:\d\d){3}", longest):
-        raise InputError(
-            f"training.max_time={longest}: must be days:hours:minutes:seconds, such as 00:08:00:00"
-        )
-    if longest is not None:
-        days, *parts = map(int, longest.split(":"))
-        if days > MAX_DAYS or not any((days, *parts)):
-            raise InputError(
-                f"training.max_time={longest}: must be more than no time, and at most "
-                f"{MAX_DAYS} days"
-            )
-    schedule = config.training.unfreeze_schedule
-    if config.training.progressive_unfreezing and sorted(schedule) != schedule:
-        raise InputError(
-            f"training.unfreeze_schedule={schedule}: the epochs must not fall, like [0,0,5,10]"
-        )
+    check_data(config.data)
+    check_training(config.training)
     return config
 
 
@@ -227,7 +197,7 @@ def from_container(container: Any) -> Config:
                 target[name] = source[name]
 
     fill(merged, container)
-    return _typed(merged)
+    return typed(Config, merged)
 
 
 def _compose(overrides: list[str]) -> dict[str, Any]:
@@ -240,7 +210,7 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
     files = [path for group in GROUPS for path in hydra_overrides.files_of(group)]
     for path in [hydra_overrides.CONFIGS / "train.yaml", *files]:
         check_file(path)
-    # The defaults alone: types are checked by `_typed`, whose messages name the range.
+    # The defaults alone: types are checked by `typed`, whose messages name the range.
     ConfigStore.instance().store(name="schema", node=to_container(Config()))
     GlobalHydra.instance().clear()
     try:
@@ -276,30 +246,6 @@ def check_file(path: Path) -> None:
         ) from error
     if aliases:
         raise InputError(f"{path}: aliases (*name) are not supported: write the value out")
-
-
-def _typed(container: dict[str, Any]) -> Config:
-    """Checks every value and builds the dataclasses."""
-
-    def build(schema: Any, values: Any, prefix: str) -> Any:
-        hints = typing.get_type_hints(schema)
-        if not isinstance(values, dict):
-            said = printable(shown(values))
-            raise InputError(f"{prefix.rstrip('.')}={said}: must be settings, each KEY: VALUE")
-        unknown = [str(name) for name in values if name not in hints]
-        if unknown:
-            name = prefix + min(unknown)
-            raise InputError(f"{printable(name)}: unknown setting{suggestion(name)}")
-        arguments = {}
-        for field, hint in hints.items():
-            if dataclasses.is_dataclass(hint):
-                arguments[field] = build(hint, values.get(field) or {}, f"{prefix}{field}.")
-            else:
-                key = keys()[prefix + field]
-                arguments[field] = convert(key, values.get(field, key.default))
-        return schema(**arguments)
-
-    return build(Config, container, "")
 
 
 def help_text() -> str:

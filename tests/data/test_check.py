@@ -118,6 +118,15 @@ def test_the_split_is_that_of_training(make_folder: Make) -> None:
     assert report.leak.fractions == pytest.approx((0.5, 0.2, 0.3))
 
 
+def test_a_lesion_in_capitals_and_small_letters_is_one(make_folder: Make) -> None:
+    folder = make_folder(lesions=8)
+    edit(folder, lambda lines: [line.replace("nv_", "NV_") for line in lines[::2]] + lines[1::2])
+    table = check_folder(folder).table
+    parts = table["split"].groupby(table["lesion_id"].str.lower())
+    assert (parts.nunique() == 1).all()
+    assert table["split"].tolist() == split_by_lesion(read_source(folder).table, 42).tolist()
+
+
 @pytest.mark.parametrize(
     ("damage", "attribute", "named"),
     [

@@ -98,6 +98,16 @@ def test_batches_are_the_same_for_any_number_of_workers(make_folder: MakeFolder)
     assert all(_equal(batches, evaluated[0]) for batches in evaluated)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_pass_of_ones_own_loop_is_another_epoch(workers: int, make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    module, other = (_module(folder, num_workers=workers) for _ in range(2))
+    epochs = [_epoch(_module(folder), epoch) for epoch in range(4)]
+    loader = module.train_dataloader()
+    assert all(_equal(list(loader), epoch) for epoch in epochs)
+    assert all(_equal(list(other.train_dataloader()), epoch) for epoch in epochs)
+
+
 def test_training_differs_by_epoch_and_seed_and_evaluation_does_not(
     make_folder: MakeFolder,
 ) -> None:
@@ -246,3 +256,56 @@ def test_memory_pinning_and_lasting_workers_reach_the_loader(demo_folder: Path) 
     data.setup("fit")
     loader = data.train_dataloader()
     assert (loader.num_workers, loader.pin_memory, loader.persistent_workers) == (1, True, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"batchsize": 4}, r"data\.batchsize: unknown setting; did you mean data\.batch_size\?"),
+        ({"batch_size": 0}, r"data\.batch_size=0: must be a whole number, at least 1"),
+        ({"subsample_percentage": 10}, r"data\.subsample_percentage=10: .* at most 1"),
+        ({"crop_fraction": 2}, r"data\.crop_fraction=2: .* at most 1"),
+        ({"sampler": "balance"}, r"data\.sampler=balance: .*; did you mean balanced\?"),
+        ({"cache": None}, r"data\.cache=none: must be a text"),
+        ({"folds": 3, "fold": 9}, r"data\.fold=9: it must be less than data\.folds=3"),
+        ({"val_fraction": 0.45, "test_fraction": 0.45}, "less than a tenth for training"),
+        ({"num_classes": 3}, r"model\.num_classes=3: must be one of 2, 7"),
+        ({"seed": -1}, "seed=-1: must be a whole number, at least 0"),
+    ],
+)
+def test_a_setting_is_refused_as_on_the_command_line(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        HAM10000DataModule("ham", **settings)
+
+
+def test_settings_may_be_written_in_pythons_own_types(make_folder: MakeFolder) -> None:
+    options: dict[str, Any] = {"cache": False, "batch_size": np.int64(4), "num_workers": 0}
+    module = HAM10000DataModule(make_folder(), image_size=32, **options)
+    module.setup("fit")
+    assert next(iter(module.train_dataloader()))[0].shape == (4, 3, 32, 32)
+    assert not Path("data").exists()
+    assert len(_epoch(_module(Path("ham"), cache=Path("elsewhere")))) > 0
+    assert len(list(Path("elsewhere").glob("*/images.u8"))) == 1
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_batches_that_nothing_was_decoded_for_are_refused(
+    split: str, make_folder: MakeFolder
+) -> None:
+    module = HAM10000DataModule(make_folder(), batch_size=4, image_size=32)
+    ask = getattr(module, f"{split}_dataloader")
+    with pytest.raises(InputError, match=r"call setup\(\"fit\"\) first"):
+        ask()
+    module.setup({"test": "validate"}.get(split, "test"))  # another stage
+    with pytest.raises(InputError, match=r"call setup\(\"fit\"\) first"):
+        ask()
+    module.setup("fit")
+    assert all(images.any() for images, _, _ in ask())
+
+
+def test_a_batch_size_is_found_by_a_training_only(make_folder: MakeFolder) -> None:
+    module = _module(make_folder(), batch_size="auto")
+    with pytest.raises(InputError, match=r"data\.batch_size=auto: only a training finds it"):
+        module.train_dataloader()
+    module.settings.batch_size = 4
+    assert len(next(iter(module.train_dataloader()))[0]) == 4

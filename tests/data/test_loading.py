@@ -106,6 +106,32 @@ def test_images_in_the_devices_memory_give_the_same_batches(
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+def test_a_trainer_begins_with_its_first_epoch_whatever_was_looked_at_before(
+    make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    make_folder()
+    looked_at, untouched = (_module(tmp_path / "ham", num_workers=n) for n in (1, 0))
+    for _ in range(3):
+        list(looked_at.train_dataloader())
+    loader = untouched.train_dataloader()
+    expected = [part for _ in range(2) for batch in loader for part in batch]
+    for module in (looked_at, untouched):
+        collector = Collector()
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(collector, datamodule=module)
+        seen = [part for batch in collector.seen for part in batch]
+        assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+
+
 def test_images_in_the_devices_memory_are_those_of_the_present_stage(
     make_folder: MakeFolder,
 ) -> None:

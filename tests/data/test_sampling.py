@@ -81,6 +81,29 @@ def test_a_resumed_epoch_goes_on_exactly(
     assert len(list(resumed)) == len(whole), "the next epoch is whole"
 
 
+@given(COUNTS, BATCH_SIZES, POWER, st.data())
+def test_a_pass_to_the_end_leads_to_the_next_epoch(
+    count: int, batch_size: int, power: float, data: st.DataObject
+) -> None:
+    sampler = _sampler(_rows(count), batch_size, power=power)
+    epochs = [_epoch(_sampler(_rows(count), batch_size, power=power), n) for n in range(6)]
+
+    def passes() -> list[list[int]]:
+        return [draws.tolist() for _, draws in sampler]
+
+    assert [passes() for _ in range(3)] == epochs[:3]
+    done = data.draw(st.integers(0, len(epochs[0])), label="done")
+    sampler.start_at(3, done)
+    assert passes() == epochs[3][done:]
+    counted = [draws.tolist() for _, (_, draws) in zip(epochs[4], sampler, strict=False)]
+    assert [counted, passes()] == epochs[4:], "by whoever counts the batches, too"
+    sampler.set_epoch(1)
+    assert [passes(), passes()] == epochs[1:3]
+    next(iter(sampler))
+    sampler.set_epoch(2)
+    assert passes() == epochs[2], "who sets the epoch decides"
+
+
 @given(COUNTS, BATCH_SIZES, st.integers(2, 4), POWER)
 def test_ranks_deal_out_the_batches_of_one_process(
     count: int, batch_size: int, world: int, power: float

@@ -325,6 +325,16 @@ def test_lesions_and_patients_of_isic_2019_are_those_of_its_metadata(tmp_path: P
     assert table["age"].tolist() == pytest.approx([55, float("nan")], nan_ok=True)
 
 
+def test_lesions_of_several_ground_truths_are_spelled_alike(tmp_path: Path) -> None:
+    _challenge(tmp_path, "image,MEL,NV\nISIC_1,1.0,0.0\n")
+    _files(tmp_path / "ISIC2018_Task3_Validation_Input", IMAGES[1:2])
+    truth = tmp_path / "ISIC2018_Task3_Validation_GroundTruth.csv"
+    truth.write_text("image,MEL,NV\nISIC_2,1.0,0.0\n")
+    groups = tmp_path / "ISIC2018_Task3_LesionGroupings.csv"
+    groups.write_text("image,lesion_id\nISIC_1,ham_1\nISIC_2,HAM_1\n")
+    assert read_source(tmp_path).table["lesion_id"].tolist() == ["HAM_1", "HAM_1"]
+
+
 def test_the_predictions_of_an_evaluation_are_no_table_of_images(tmp_path: Path) -> None:
     _files(tmp_path)
     (tmp_path / "predictions.csv").write_text("image_id,lesion_id,y_true,y_pred\nISIC_1,L,,nv\n")

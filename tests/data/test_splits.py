@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from mlops_project.data.splits import (
     split_hash,
     subsample,
 )
+from mlops_project.data.tables import read_rows
 
 FRACTIONS = (0.001, 0.01, 0.1, 0.5, 1.0)
 SEEDS = st.integers(0, 2**32)
@@ -68,6 +71,35 @@ def test_a_lesion_is_never_in_two_splits(
     assert set(split) <= set(SPLITS)
     assert len(split) == len(table)
     assert (pd.Series(split).groupby(table["lesion_id"]).nunique() == 1).all()
+
+
+@given(tables(), SEEDS, st.sampled_from(("HAM_{}", "häm_{}", "{}")))
+@settings(deadline=None, max_examples=40)
+def test_a_lesion_whose_id_is_spelled_in_several_ways_is_never_in_two_splits(
+    tmp_path_factory: pytest.TempPathFactory, table: pd.DataFrame, seed: int, name: str
+) -> None:
+    """As where exports of several programs were merged into one table."""
+    number = pd.Series(table["lesion_id"].factorize()[0])
+    clean = number.map(lambda n: name.format(n + 1))
+    ways: list[Callable[[str], str]] = [str.upper, str.lower]
+    ways += [lambda n: unicodedata.normalize("NFD", n)]
+    ways += [lambda n: f"{n}.0" if n.isdecimal() else n.title()]
+    drawn = np.random.default_rng(seed).integers(0, len(ways), len(table))
+    spelled = pd.Series([ways[way](n) for way, n in zip(drawn, clean, strict=True)])
+
+    def read(lesions: pd.Series) -> pd.DataFrame:
+        path = tmp_path_factory.mktemp("table") / "metadata.csv"
+        table.assign(lesion_id=lesions).to_csv(path, index=False)
+        return read_rows(path, "plain", path.parent)
+
+    merged = read(spelled)
+    split = split_by_lesion(merged, seed)
+    for parts in (split, into_folds(merged, split, seed, 3, 0)):
+        assert (pd.Series(parts).groupby(number).nunique() == 1).all()
+    assert merged["lesion_id"].nunique() == number.nunique(), "other lesions stay apart"
+    backwards = read(spelled[::-1].reset_index(drop=True))["lesion_id"].tolist()
+    assert backwards[::-1] == merged["lesion_id"].tolist(), "whatever the order of the rows"
+    assert read(clean)["lesion_id"].tolist() == clean.tolist(), "what was right stays as it is"
 
 
 @given(tables(), SEEDS, st.sampled_from(FRACTIONS), st.booleans())

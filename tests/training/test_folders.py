@@ -116,6 +116,21 @@ def test_a_run_above_the_present_folder_is_called_by_its_own_names(
         assert run_folder_of(os.path.relpath(run / "checkpoints/last.ckpt")) == run
 
 
+@pytest.mark.parametrize("linked", [".", "models", "models/resnet"])
+def test_a_run_of_the_present_folder_is_called_by_its_place_there(
+    linked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the link leads to the folder, or from it to another disk."""
+    run = Path("models/resnet/version_3")
+    here, disk = tmp_path / "here", tmp_path / "disk"
+    (disk / run.relative_to(linked) / "checkpoints").mkdir(parents=True)
+    (here / linked).parent.mkdir(parents=True, exist_ok=True)
+    (here / linked).symlink_to(disk)
+    monkeypatch.chdir(here)
+    for place in (here / run, disk / run.relative_to(linked)):
+        assert run_folder_of(str(place / "checkpoints/last.ckpt")) == run
+
+
 # The log
 
 

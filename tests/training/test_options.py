@@ -97,6 +97,22 @@ def test_the_logged_rate_follows_the_formula_with_accumulation(run_here: Train) 
     assert np.abs(rates - expected).max() < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("warmup", "told"),
+    [
+        ("0.9", None),
+        ("1", "training.warmup_epochs=1, of training.max_epochs=1: the learning rate rises to the"),
+        ("4", "the learning rate rises to the end, to 25% of the full rate"),
+    ],
+)
+def test_a_run_that_ends_in_its_warm_up_says_so(
+    run_here: Train, capfd: pytest.CaptureFixture[str], warmup: str, told: str | None
+) -> None:
+    run_here(f"training.warmup_epochs={warmup}", "training.limit_train_batches=2")
+    printed = " ".join(capfd.readouterr().out.split())
+    assert (told in printed) if told else ("warmup_epochs" not in printed)
+
+
 def test_clipping_bounds_a_step(run_here: Train) -> None:
     sgd: Options = (*TINY, "training.optimizer=sgd", "training.limit_train_batches=1")
     sgd = (*sgd, "training.lr_scheduler=none", "training.weight_decay=0")

@@ -625,6 +625,22 @@ def test_a_run_of_another_working_folder_has_a_log_of_its_own_here(
     assert pd.read_csv(other)["epoch"].dropna().unique().tolist() == [1]
 
 
+def test_a_run_of_this_working_folder_is_one_run_by_whatever_link_it_is_named(
+    train_here: Train, tmp_path: Path
+) -> None:
+    train_here("training.max_epochs=1", once=True)
+    link = tmp_path.with_name(f"link to {tmp_path.name}")
+    link.symlink_to(tmp_path)
+    # As a shell hands over "$PWD/models/…" in a working folder that it has entered by a link.
+    resume = f"training.resume_from_checkpoint={link / LAST}"
+    result = train_here(resume, "training.max_epochs=2", plain=True)
+    assert result.folder == RUN
+    assert epochs_of() == [0, 1]
+    assert pd.read_csv("reports/training_metrics.csv")["run"].tolist() == [str(RUN)]
+    (log,) = Path("logs/lightning_logs").iterdir()
+    assert log.name == "baseline_cnn_version_0"
+
+
 def test_what_an_interruption_has_left_goes_where_no_last_checkpoint_is_wanted(
     train_here: Train,
 ) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 
+from mlops_project.combinations import check_data
 from mlops_project.config import DEFAULT_IMAGE_SIZE, DataConfig
 from mlops_project.data import diagnoses
 from mlops_project.data.cache import ImageCache, open_cache
@@ -38,11 +39,13 @@ from mlops_project.data.splits import (
 )
 from mlops_project.errors import InputError
 from mlops_project.printable import listed
+from mlops_project.setting_keys import convert, keys, typed
 from mlops_project.threads import usable_cores
 
 log = logging.getLogger("mlops_project")
 
 CACHE_FOLDER = Path("data/cache")
+NOT_SET_UP = 'call setup("fit") first, which makes the split and decodes the images'
 
 
 def cached_side(image_size: int, crop_fraction: float) -> int:
@@ -63,7 +66,11 @@ class HAM10000DataModule(pl.LightningDataModule):
         data_dir: folder with the images and the table.
         num_classes: 2 (benign, malignant) or 7 (the diagnoses).
         seed: of the split, the order and the augmentation.
-        settings: any field of `config.DataConfig`, such as batch_size or image_size.
+        settings: any field of `config.DataConfig`, such as batch_size or image_size, in the ranges
+            of the command line.
+
+    Raises:
+        InputError: a setting is unknown, out of its range or contradicts another one.
 
     Attributes, after `setup`:
         source: what was read; `table`: its table.
@@ -81,8 +88,11 @@ class HAM10000DataModule(pl.LightningDataModule):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.settings = DataConfig(data_dir=os.fspath(data_dir), **settings)
-        self.num_classes, self.seed = num_classes, seed
+        self.settings = typed(DataConfig, settings, "data.")
+        self.settings.data_dir = os.fspath(data_dir)
+        check_data(self.settings)
+        num_classes = convert(keys()["model.num_classes"], num_classes)
+        self.num_classes, self.seed = num_classes, convert(keys()["seed"], seed)
         self.image_size = self.settings.image_size or DEFAULT_IMAGE_SIZE
         self.class_names = diagnoses.class_names(num_classes)
         self.source: Source | None = None
@@ -91,20 +101,23 @@ class HAM10000DataModule(pl.LightningDataModule):
         self._delivery = Delivery(self.settings.device_cache, self.image_size)
         self._workers: int | None = None
         self._training_batches: TrainingBatches | None = None
-        self._start = (0, 0)  # epoch, and batches of it that are done already
+        # Epoch, and batches of it that are done already; None: where one's own loop has got to.
+        self._start: tuple[int, int] | None = (0, 0)
         self.split: np.ndarray
         self.labels: np.ndarray
 
     @property
     def table(self) -> pd.DataFrame:
         """One row an image; see `sources.Source`."""
-        assert self.source is not None, "call setup() first"
+        if self.source is None:
+            raise InputError(NOT_SET_UP)
         return self.source.table
 
     @property
     def synthetic(self) -> bool:
         """Whether a program made the images."""
-        assert self.source is not None, "call setup() first"
+        if self.source is None:
+            raise InputError(NOT_SET_UP)
         return self.source.synthetic
 
     def read(self, source: Source | None = None) -> None:
@@ -190,6 +203,8 @@ class HAM10000DataModule(pl.LightningDataModule):
 
     def rows_of(self, split: str) -> np.ndarray:
         """Rows of a split, int64."""
+        if self.source is None:
+            raise InputError(NOT_SET_UP)
         return np.flatnonzero(self.split == split)
 
     def split_hash(self) -> str:
@@ -198,7 +213,8 @@ class HAM10000DataModule(pl.LightningDataModule):
 
     def dataset(self, *, augment: bool, places_only: bool = False) -> DecodedImages:
         """The images behind the batches; with `augment`, randomly cropped and flipped."""
-        assert self._images is not None, "call setup() first"
+        if self._images is None:
+            raise InputError(NOT_SET_UP)
         names = ("horizontal_flip", "vertical_flip", "transpose")
         random = {"seed": self.seed, **{name: getattr(self.settings, name) for name in names}}
         return DecodedImages(
@@ -219,7 +235,7 @@ class HAM10000DataModule(pl.LightningDataModule):
                 rows,
                 self.labels[rows],
                 images=len(self.table),
-                batch_size=int(self.settings.batch_size),
+                batch_size=self._batch_size(),
                 seed=self.seed,
                 power=POWERS[self.settings.sampler],
                 rank=rank,
@@ -241,8 +257,12 @@ class HAM10000DataModule(pl.LightningDataModule):
         self._start = (state_dict["epoch"], state_dict["batches"])
 
     def train_dataloader(self) -> Loader:
+        self._require_decoded(self.rows_of("train"))
         # Before workers ask for their first batches, which they do at once.
-        self.training_batches().start_at(*self._start)
+        if self._start is not None or self._is_running():
+            self.training_batches().start_at(*(self._start or (0, 0)))
+        if not self._is_running():  # one's own loop may ask for a loader in each epoch
+            self._start = None
         return self._loader(self.training_batches(), augment=self.settings.augment)
 
     def val_dataloader(self) -> Loader:
@@ -253,8 +273,9 @@ class HAM10000DataModule(pl.LightningDataModule):
 
     def evaluation_loader(self, rows: np.ndarray) -> Loader:
         """Batches of centre crops of the rows, each once and in order."""
+        self._require_decoded(rows)
         rank, world = self._processes()
-        size = int(self.settings.batch_size)
+        size = self._batch_size()
         batches = EvaluationBatches(rows, batch_size=size, rank=rank, world=world)
         return self._loader(batches, augment=False)
 
@@ -286,19 +307,33 @@ class HAM10000DataModule(pl.LightningDataModule):
         if self._workers is None:
             most = usable_cores() // (self.trainer.num_devices if self.trainer else 1)
             rows = np.array(sorted(self._decoded))
-            trial = trial_batches(rows, int(settings.batch_size), most)
+            trial = trial_batches(rows, self._batch_size(), most)
             self._workers = choose_workers(lambda n: make(n, trial), most)
         return make(self._workers)
+
+    def _batch_size(self) -> int:
+        if self.settings.batch_size == "auto":
+            raise InputError("data.batch_size=auto: only a training finds it; give a number here")
+        return int(self.settings.batch_size)
+
+    def _require_decoded(self, rows: np.ndarray) -> None:
+        """Images that another stage has not asked for may be black in the cache."""
+        if not self._decoded.issuperset(rows.tolist()):
+            raise InputError(NOT_SET_UP)
 
     def _goes_to_a_gpu(self) -> bool:
         if self.trainer is None:
             return torch.cuda.is_available()
         return bool(self.trainer.strategy.root_device.type == "cuda")
 
+    def _is_running(self) -> bool:
+        """Whether it is a trainer that asks for batches."""
+        return self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
+
     def _device_has_images(self) -> bool:
         """Whether the decoded images are in the device's memory; brings them there if they fit."""
         # Not where the user asks for batches, and no trainer whose device they go to.
-        if self.trainer is None or self.trainer.state.status != TrainerStatus.RUNNING:
+        if self.trainer is None or not self._is_running():
             return False
         if not isinstance(self._images, ImageCache):
             return False

@@ -55,24 +55,30 @@ class TrainingBatches(Sampler):
         self.rank, self.world = rank, world
         self.epoch = 0
         self.done = 0  # batches of this epoch that a resumed run has behind it
+        self._passed = False  # to the end of this epoch
 
     def start_at(self, epoch: int, done: int) -> None:
         """Goes on after `done` batches of an epoch."""
-        self.epoch, self.done = epoch, done
+        self.epoch, self.done, self._passed = epoch, done, False
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Called by Lightning before each epoch; else a pass to the end leads to the next one."""
         if epoch != self.epoch:
             self.done = 0
-        self.epoch = epoch
+        self.epoch, self._passed = epoch, False
 
     def __len__(self) -> int:
         return len(self._bounds())
 
     def __iter__(self) -> Iterator[Request]:
-        order = self._order()
-        for start, stop in self._bounds()[self.done :]:
-            yield self.epoch, order[start:stop][self.rank :: self.world]
+        if self._passed:
+            self.epoch, self.done = self.epoch + 1, 0
+        epoch, order, bounds = self.epoch, self._order(), self._bounds()[self.done :]
+        self._passed = not bounds
+        for start, stop in bounds:
+            # With the last batch already: who counts the batches does not ask for one more.
+            self._passed = (start, stop) == bounds[-1]
+            yield epoch, order[start:stop][self.rank :: self.world]
 
     def images_per_step(self, batches: int, limit: int | None = None) -> list[int]:
         """Images of each optimizer step of an epoch, of all processes together.

@@ -23,6 +23,7 @@ from mlops_project.data.tables import (
     read_rows,
     read_table,
     renamed,
+    spelled_alike,
     without_doubles,
 )
 from mlops_project.errors import InputError
@@ -108,6 +109,7 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     if table.empty:
         names = ", ".join(str(t) for t in tables)
         raise InputError(f"{names}: the table has no rows; it needs one row for each image")
+    table["lesion_id"] = spelled_alike(table["lesion_id"])  # of several tables, too
     table = without_doubles(table)
     files, doubles = image_files(places)
     _warn_of_doubles(folder, [i for i in table["image_id"].map(plain) if i in doubles], doubles)

@@ -147,8 +147,26 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
         InputError: the table cannot be read, or lacks a column.
     """
     if layout == "challenge":
-        return _read_challenge(path, folder, unlabelled)
-    return _read_metadata(path, unlabelled)
+        rows = _read_challenge(path, folder, unlabelled)
+    else:
+        rows = _read_metadata(path, unlabelled)
+    rows["lesion_id"] = spelled_alike(rows["lesion_id"])
+    return rows
+
+
+def spelled_alike(lesion_ids: pd.Series) -> pd.Series:
+    """Lesion ids; of those that name one lesion in several ways, the first by alphabet for all.
+
+    Exports that were merged may have written one id in capitals, in small letters and, where it is
+    a whole number, as a decimal one: taken for several lesions, they would be in several splits.
+    Which row comes first makes no difference, and ids without a double stay as they are.
+    """
+    first = {_lesion_key(name): name for name in sorted(set(lesion_ids), reverse=True)}
+    return lesion_ids.map(lambda name: first[_lesion_key(name)])
+
+
+def _lesion_key(lesion_id: str) -> str:
+    return re.sub(r"^(\d+)\.0+$", r"\1", plain(lesion_id))
 
 
 def diagnoses_of(path: Path) -> dict[str, tuple[str, str]] | None:
@@ -166,7 +184,7 @@ def diagnoses_of(path: Path) -> dict[str, tuple[str, str]] | None:
     rows = _read_metadata(path, unlabelled=True)
     lesions = rows["lesion_id"].mask(rows["lesion_id"] == rows["image_id"], "")
     names = rows["image_id"].map(plain)
-    return dict(zip(names, zip(rows["dx"], lesions.str.lower(), strict=True), strict=True))
+    return dict(zip(names, zip(rows["dx"], lesions.map(_lesion_key), strict=True), strict=True))
 
 
 def renamed(columns: Iterable[str]) -> list[str]:

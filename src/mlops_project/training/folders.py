@@ -100,12 +100,18 @@ def release() -> None:
 
 
 def run_folder_of(checkpoint: str) -> Path | None:
-    """The folder `…/version_N` of the run that wrote a checkpoint; None if it lies elsewhere."""
+    """The folder `…/version_N` of the run that wrote a checkpoint; None if it lies elsewhere.
+
+    A run of this working folder is `models/<model>/version_N`, by whatever links it is named.
+    """
     path = Path(checkpoint).absolute()
     folder = path.parent if path.name == PREVIOUS else path.parent.parent
     inside = path.name == PREVIOUS or path.parent.name == "checkpoints"
     if not inside or not re.fullmatch(r"version_\d+", folder.name):
         return None
+    for own in sorted(MODELS.glob(f"*/{folder.name}")):
+        if own.resolve() == folder.resolve():
+            return own
     relative = Path(os.path.relpath(folder))
     # Not where that would be mostly "..": a run is called by the last three parts of its path.
     return folder if ".." in relative.parts[-3:] or len(relative.parts) < 3 else relative

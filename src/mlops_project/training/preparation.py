@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 
 from mlops_project import settings
+from mlops_project.combinations import warn_of_a_short_training
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.models.build import BuiltModel, build_model, try_size
@@ -66,6 +67,7 @@ def prepare(config: Config, given: frozenset[str] | None) -> Prepared:
     data.read()
     log_path = folders.new_log_file() if processes.is_first() else None
     start_logging(log_path)
+    warn_of_a_short_training(config.training)
     data.setup("fit")
     if resume:
         resume.check_data(data, config)

@@ -1,0 +1,69 @@
+"""Which settings go together; each alone is what its key accepts already."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from mlops_project.config import DataConfig, TrainingConfig
+from mlops_project.errors import InputError
+
+log = logging.getLogger("mlops_project")
+
+MAX_DAYS = 3650  # of training.max_time
+
+
+def check_data(data: DataConfig) -> None:
+    """Raises InputError where the settings of the data contradict each other."""
+    if data.val_fraction + data.test_fraction >= 0.9:
+        raise InputError(
+            "data.val_fraction + data.test_fraction leave less than a tenth for training"
+        )
+    start, size = data.start_size, data.image_size
+    if start is not None and size is not None and start > size:
+        raise InputError(
+            f"data.start_size={start}: it must be at most data.image_size={size}, to which it grows"
+        )
+    folds, fold = data.folds, data.fold
+    if fold >= (folds or 1):
+        missing = f"less than data.folds={folds}" if folds else "0 without data.folds, such as 5"
+        raise InputError(f"data.fold={fold}: it must be {missing}; the first fold is 0")
+
+
+def check_training(training: TrainingConfig) -> None:
+    """Raises InputError where those of the training cannot be followed."""
+    longest = training.max_time
+    if longest is not None and not re.fullmatch(r"\d+(:\d\d){3}", longest):
+        raise InputError(
+            f"training.max_time={longest}: must be days:hours:minutes:seconds, such as 00:08:00:00"
+        )
+    if longest is not None:
+        days, *parts = map(int, longest.split(":"))
+        if days > MAX_DAYS or not any((days, *parts)):
+            raise InputError(
+                f"training.max_time={longest}: must be more than no time, and at most "
+                f"{MAX_DAYS} days"
+            )
+    schedule = training.unfreeze_schedule
+    if training.progressive_unfreezing and not schedule:
+        raise InputError(
+            "training.unfreeze_schedule=[]: training.progressive_unfreezing needs the epochs that "
+            "free the next stages, like [5,10,15]"
+        )
+    if training.progressive_unfreezing and sorted(schedule) != schedule:
+        raise InputError(
+            f"training.unfreeze_schedule={schedule}: the epochs must not fall, like [0,0,5,10]"
+        )
+
+
+def warn_of_a_short_training(training: TrainingConfig) -> None:
+    """Warns where it ends in its warm-up, as a recipe tried out for an epoch does."""
+    warmup, epochs = training.warmup_epochs, training.max_epochs
+    if warmup >= epochs:
+        log.warning(
+            "training.warmup_epochs=%g, of training.max_epochs=%d: the learning rate rises to the "
+            "end%s; a shorter warm-up leaves epochs at the full rate",
+            warmup,
+            epochs,
+            "" if warmup == epochs else f", to {epochs / warmup:.0%} of the full rate",
+        )
