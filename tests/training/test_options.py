@@ -204,7 +204,9 @@ def test_a_compiled_network_trains_and_keeps_its_names(run_here: Train) -> None:
     compiled = run_here("training.compile=true")
     plain = run_here()
     assert weights(compiled).keys() == weights(plain).keys()
-    assert compiled.best["train_loss"] == pytest.approx(plain.best["train_loss"], rel=0.02)
+    # Its dropout draws the same, and what else a program compiles is left as it was.
+    assert compiled.best["train_loss"] == pytest.approx(plain.best["train_loss"], rel=1e-3)
+    assert torch._inductor.config.fallback_random is False
 
 
 @pytest.mark.parametrize("kind", ["simple", "advanced", "pytorch"])

@@ -69,11 +69,10 @@ class LesionClassifier(pl.LightningModule):
         self.metadata = metadata
         # Noted here: shared by several processes (FSDP) weights have one dimension each.
         self._decaying = {id(p) for p in network.parameters() if p.ndim > 1}
-        self.compiled = torch.compile(network.forward) if config.training.compile is True else None
-        if self.compiled is not None:
+        self.compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
+        if config.training.compile is True:
             # Else compiled dropout would draw other numbers than that of the network as it is.
-            torch._inductor.config.fallback_random = True
-
+            self.compiled = torch.compile(network.forward, options={"fallback_random": True})
         self.time_used: Callable[[], float] | None = None  # share of training.max_time
         self.used_before = 0.0  # the present epoch, by the clock of the first process
         self.side = side_in(0, config)  # of the training images, pixels
