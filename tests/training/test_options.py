@@ -29,8 +29,8 @@ from mlops_project import settings
 from mlops_project.errors import InputError, Interrupted, ProjectError
 from mlops_project.models.build import build_model, stages
 from mlops_project.training.failures import memory_advice
-from mlops_project.training.module import side_in, sides_in
 from mlops_project.training.preparation import open_data
+from mlops_project.training.progressive_resizing import side_in, sides_in
 from mlops_project.training.run import Result, train
 from mlops_project.training.tuning import FOUND_RATE, find_learning_rate
 

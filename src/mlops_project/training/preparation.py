@@ -14,9 +14,10 @@ from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.models.build import BuiltModel, build_model, try_size
 from mlops_project.training import folders, processes
 from mlops_project.training.allocator import keep_freed_memory
-from mlops_project.training.module import recompute_activations, sides_in
+from mlops_project.training.module import recompute_activations
 from mlops_project.training.optimizers import check_optimizer
 from mlops_project.training.presets import choose_presets, device_type
+from mlops_project.training.progressive_resizing import sides_in
 from mlops_project.training.resume import Resume, find_resume
 from mlops_project.training.tracking import start_logging
 from mlops_project.training.trainer import check_machine

@@ -16,8 +16,8 @@ from torch import nn
 from mlops_project.config import DEFAULT_IMAGE_SIZE, Config, TrainingConfig
 from mlops_project.errors import InputError
 from mlops_project.printable import first_line
-from mlops_project.training.module import side_in
 from mlops_project.training.processes import placement
+from mlops_project.training.progressive_resizing import side_in
 
 log = logging.getLogger("mlops_project")
 
