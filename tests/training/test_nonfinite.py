@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,36 @@ SMALL = (
     *("data.image_size=32", "data.batch_size=16", "training.max_epochs=2"),
     *("training.lr_scheduler=none", "training.checkpoint_every_n_steps=1"),
 )
+
+# Two processes train in float16 with a scaler, as on GPUs; the loss of the second one's third step
+# and of the first one's fourth is infinite.
+TWO_WITH_A_SCALER = """
+import os
+from lightning.pytorch.plugins import MixedPrecision
+from mlops_project.training import run
+from mlops_project.training.module import LesionClassifier
+
+build, step = run.build_trainer, LesionClassifier.training_step
+
+def with_a_scaler(*arguments):
+    trainer = build(*arguments)
+    trainer.strategy.precision_plugin = MixedPrecision("16-mixed", "cpu")
+    return trainer
+
+def overflowing_step(self, batch, batch_idx):
+    outputs = step(self, batch, batch_idx)
+    if {2: "1", 3: "0"}.get(batch_idx) == os.environ.get("LOCAL_RANK", "0"):
+        outputs["loss"] = outputs["loss"] * float("inf")
+    return outputs
+
+run.build_trainer, LesionClassifier.training_step = with_a_scaler, overflowing_step
+
+if __name__ == "__main__":
+    from mlops_project.command_line import run_command
+    from mlops_project.train import main
+
+    run_command(main)
+"""
 
 
 @pytest.fixture
@@ -102,6 +134,29 @@ def test_skipping_has_an_end(train_here: Any, overflow: Callable[[set[int]], Non
     overflow(set(range(1, 100)))
     with pytest.raises(ProjectError, match="after 2 skipped steps"):
         train_here("training.on_nonfinite=skip", "training.max_skipped_steps=2")
+
+
+def test_processes_with_a_scaler_count_the_steps_that_any_of_them_skips(
+    here: tuple[str, str], tmp_path: Path
+) -> None:
+    program = tmp_path / "two.py"
+    program.write_text(TWO_WITH_A_SCALER)
+    options = (
+        *("training.on_nonfinite=skip", "training.accelerator=cpu", "training.devices=2"),
+        *("training.max_epochs=1", "data.batch_size=8", "training.compile=false"),
+    )
+    done = subprocess.run(
+        [sys.executable, str(program), *here, *SMALL, *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for told in ("step 3 are not finite: skipped (1 of", "step 4 are not finite: skipped (2 of"):
+        assert told in done.stdout
+    last = load_checkpoint(RUN / "checkpoints/last.ckpt")
+    assert last["callbacks"]["NonFinite"] == {"skipped": 2}
 
 
 def test_weights_that_are_not_finite_are_not_saved(

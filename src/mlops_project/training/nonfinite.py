@@ -104,11 +104,13 @@ class NonFinite(Callback):
         # The same for all processes of DDP, since they have added their gradients up.
         if torch.nn.utils.get_total_norm(gradients).isfinite():
             return
+        # But a loss is each process's own, and all of them have to count the same steps.
+        bad_loss = trainer.strategy.reduce_boolean_decision(self._bad_loss, all=False)
         for buffer, before in self._buffers:
             buffer.copy_(before)
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             optimizer.zero_grad(set_to_none=True)  # a weight without a gradient stays as it is
-        elif not self._bad_loss:
+        elif not bad_loss:
             # The scaler skips the step itself, and lowers its scale: for float16 that is normal.
             return
         self.skipped += 1
