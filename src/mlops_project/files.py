@@ -8,7 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -37,6 +40,19 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def save_figure(figure: Figure, path: Path, dots: int = 110) -> None:
+    """Writes a picture of matplotlib's as a PNG.
+
+    Args:
+        figure: made without pyplot, which belongs to the program that calls: it keeps every figure,
+            and may show them in windows.
+        path: the file to write; its folder exists.
+        dots: per inch.
+    """
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=dots)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -9,6 +9,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,6 +400,37 @@ def test_the_preview_shows_every_class_twice(run_here: Train) -> None:
     assert result.folder is not None
     with Image.open(result.folder / "preview.png") as picture:
         assert picture.height > picture.width  # two classes, each before and after
+
+
+# A notebook's own pictures, before and after a training that draws all of its
+DRAWS_ITSELF = """
+import sys
+import matplotlib.pyplot as plt
+from mlops_project import settings
+from mlops_project.training.run import train
+
+plt.plot([1, 2])
+before = plt.get_backend(), plt.get_fignums()
+folder = train(settings.load(sys.argv[1:])).folder
+print(*sorted(path.name for path in folder.glob("*.png")))
+print(before == (plt.get_backend(), plt.get_fignums()), plt.get_backend())
+"""
+
+
+def test_the_pictures_of_a_program_that_trains_stay_as_they_were(here: tuple[str, str]) -> None:
+    options = (*SMALL, "training.learning_rate=auto", "data.preview=true")
+    done = subprocess.run(
+        [sys.executable, "-c", DRAWS_ITSELF, *here, *options],
+        env=os.environ | {"MPLBACKEND": "svg"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    pictures, kept = done.stdout.splitlines()[-2:]
+    assert pictures.split() == ["curves.png", "learning_rate.png", "preview.png"]
+    assert kept == "True svg"
 
 
 def test_a_frozen_part_stays_bit_identical_until_its_epoch(run_here: Train) -> None:

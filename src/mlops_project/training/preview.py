@@ -9,28 +9,21 @@ import torch
 
 from mlops_project.data.augmentation import BatchAugmentation
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.files import atomic_write
+from mlops_project.files import save_figure
 
 COLUMNS = 4
 
 
 def draw_preview(data: HAM10000DataModule, augmentation: BatchAugmentation, path: Path) -> None:
     """Draws four training images of each class, and each of them augmented, as a PNG picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = data.rows_of("train")
     shown = [rows[data.labels[rows] == k][:COLUMNS] for k in range(len(data.class_names))]
     shown = [chosen for chosen in shown if len(chosen)]
-    figure, axes = plt.subplots(
-        2 * len(shown),
-        COLUMNS,
-        figsize=(1.7 * COLUMNS, 3.5 * len(shown)),
-        layout="constrained",
-        squeeze=False,
-    )
+    size = 1.7 * COLUMNS, 3.5 * len(shown)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(2 * len(shown), COLUMNS, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     plain, random = data.dataset(augment=False), data.dataset(augment=data.settings.augment)
@@ -47,6 +40,4 @@ def draw_preview(data: HAM10000DataModule, augmentation: BatchAugmentation, path
             axes[2 * i + offset, 0].set_title(text, loc="left", fontsize=9)
             for j, picture in enumerate(np.asarray(pictures)):
                 axes[2 * i + offset, j].imshow(picture)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from mlops_project.console import LogFile, start_console, stop_logging
-from mlops_project.files import atomic_write
+from mlops_project.files import atomic_write, save_figure
 from mlops_project.metrics import classification_metrics, monitor_mode
 from mlops_project.training.arrivals import Arrivals
 from mlops_project.training.folders import table_text
@@ -214,15 +214,13 @@ class History(Callback):
 
 def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Draws loss, balanced accuracy and AUROC over the epochs as a PNG picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     epochs = [row["epoch"] + 1 for row in rows]
     # Laying it out by what its texts measure would take as long as all the rest.
     places = {"left": 0.065, "right": 0.985, "bottom": 0.13, "top": 0.84, "wspace": 0.24}
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), gridspec_kw=places)
+    figure = Figure(figsize=(13, 4))
+    axes = figure.subplots(1, 3, gridspec_kw=places)
     for axis, name in zip(axes, ("loss", "balanced_accuracy", "auroc"), strict=True):
         for split, label in (("train", "training"), ("val", "validation")):
             values = [row.get(f"{split}_{name}", math.nan) for row in rows]
@@ -232,9 +230,7 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(title)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def start_logging(path: Path | None) -> None:

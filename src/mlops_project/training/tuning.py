@@ -25,7 +25,7 @@ from mlops_project.errors import (
     is_out_of_memory,
     signal_arrived,
 )
-from mlops_project.files import atomic_write
+from mlops_project.files import save_figure
 from mlops_project.models.build import BuiltModel
 from mlops_project.training.module import build_module
 from mlops_project.training.presets import device_type
@@ -120,19 +120,15 @@ def find_learning_rate(
 
 
 def _draw(rates: np.ndarray, losses: np.ndarray, chosen: float, folder: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     axes.semilogx(rates, losses)
     axes.axvline(chosen, color="tab:red", label=f"chosen: {chosen:.3g}")
     axes.set(xlabel="learning rate", ylabel="smoothed training loss")
     axes.legend()
-    with atomic_write(folder / "learning_rate.png", "wb") as file:
-        figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
+    save_figure(figure, folder / "learning_rate.png")
 
 
 def find_batch_size(config: Config, network: nn.Module, size: int, images: int) -> int:

@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from mlops_project.evaluation.presentation.reading import number
-from mlops_project.files import atomic_write
+from mlops_project.files import save_figure
 from mlops_project.printable import printable
 
 # Okabe and Ito, Color Universal Design (2008): told apart with any common colour blindness. Grey
@@ -98,5 +98,4 @@ def short(name: Any, limit: int = 22) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes it as a PNG."""
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=DOTS)
+    save_figure(figure, path, DOTS)
