@@ -406,6 +406,21 @@ def test_auto_passes_over_a_damaged_checkpoint(
     assert load_checkpoint(LAST)["epoch"] == 1
 
 
+def test_a_refusal_does_not_hide_the_warning_of_a_damaged_checkpoint(
+    train_here: Train, demo_folder: Path, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    shutil.copytree(demo_folder, "mounted")
+    options = (*BASE, "training.max_epochs=1", "data.data_dir=mounted")
+    train_here(*options, plain=True)
+    unfinish()
+    LAST.write_bytes(b"garbage")
+    shutil.rmtree("mounted")
+    done = run("train.py", *options, "training.resume_from_checkpoint=auto")
+    assert done.returncode == 2
+    assert done.stdout.startswith(f"warning: {LAST} is damaged: going on from {RUN}/checkpoints/ep")
+    assert done.stderr.startswith("error: mounted: no such folder")
+
+
 def test_other_images_are_refused(train_here: Train, demo_folder: Path, tmp_path: Path) -> None:
     train_here("training.max_epochs=1", once=True)
     other = tmp_path / "other"

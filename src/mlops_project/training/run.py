@@ -38,7 +38,7 @@ from mlops_project.training.saving import Checkpoints
 from mlops_project.training.signals import Interruption, end_with_parent, handlers_put_back
 from mlops_project.training.speed import Speed
 from mlops_project.training.summary import Result
-from mlops_project.training.tracking import EpochMetrics, History, draw_curves
+from mlops_project.training.tracking import EpochMetrics, History, draw_curves, show_kept_warnings
 from mlops_project.training.trainer import build_trainer
 from mlops_project.training.tuning import find_learning_rate
 
@@ -66,6 +66,7 @@ def train(config: Config, given: frozenset[str] | None = None) -> Result:
         with handlers_put_back():
             return _train(config, given)
     except BaseException as error:
+        show_kept_warnings()
         if processes.is_started_by_another():
             processes.leave_word(error)
         processes.stop_watching()

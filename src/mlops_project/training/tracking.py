@@ -240,7 +240,7 @@ def start_logging(path: Path | None) -> None:
         path: the log file; None where there is none yet, which keeps the messages until there is,
             and on processes other than the first, which stay silent.
     """
-    kept = [r for h in log.handlers if isinstance(h, MemoryHandler) for r in h.buffer]
+    kept = _kept()
     stop_logging()
     # Lightning's remarks on devices and its tips are not about this run.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -262,3 +262,18 @@ def start_logging(path: Path | None) -> None:
     start_console()
     for record in kept:
         log.handle(record)
+
+
+def show_kept_warnings() -> None:
+    """Shows the warnings that still wait for a log file, where a refusal leaves them without."""
+    warnings = [record for record in _kept() if record.levelno >= logging.WARNING]
+    if warnings:
+        stop_logging()
+        start_console()
+        for record in warnings:
+            log.handle(record)
+        stop_logging()
+
+
+def _kept() -> list[logging.LogRecord]:
+    return [r for h in log.handlers if isinstance(h, MemoryHandler) for r in h.buffer]
