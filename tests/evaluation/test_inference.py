@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mlops_project.errors import InputError
 from mlops_project.evaluate import app
 from mlops_project.evaluation.images import Images, open_images
 from mlops_project.evaluation.inference import embed, predict
-from mlops_project.evaluation.membership import known_split, split_of_all
+from mlops_project.evaluation.membership import known_images, known_split, split_of_all
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.trained_model import load_model, load_models
 from tests.conftest import Call
@@ -24,9 +25,12 @@ from tests.conftest import Call
 BOTH = ["probability_benign", "probability_malignant"]
 
 
-def images_of(demo_folder: Path, folder: Path, count: int = 24) -> pd.DataFrame:
+def images_of(
+    demo_folder: Path, folder: Path, count: int = 24, without: Collection[str] = ()
+) -> pd.DataFrame:
     """Copies some images to folder/images under new names, and returns their rows."""
     table = pd.read_csv(demo_folder / "HAM10000_metadata.csv")
+    table = table[~table["image_id"].isin(list(without))]
     table = table.groupby("dx").head(4).head(count).reset_index(drop=True)
     (folder / "images").mkdir(parents=True)
     for image_id in table["image_id"]:
@@ -155,7 +159,8 @@ def test_with_tta_it_does_not_matter_how_a_picture_is_turned(
 def test_labels_of_two_classes_judge_a_model_of_seven(
     seven: Path, checkpoint: Path, tmp_path: Path, demo_folder: Path
 ) -> None:
-    table = images_of(demo_folder, tmp_path / "fine")
+    validation = known_images([load_model(seven)], "val")
+    table = images_of(demo_folder, tmp_path / "fine", without=validation)
     shutil.copytree(tmp_path / "fine", tmp_path / "coarse")
     table.to_csv(tmp_path / "fine/metadata.csv", index=False)
     malignant = table["dx"].isin(["mel", "bcc", "akiec"])
@@ -190,10 +195,11 @@ def test_abstention_judges_the_answers_that_are_given(
 def test_images_without_a_diagnosis_are_predicted(
     checkpoint: Path, tmp_path: Path, demo_folder: Path
 ) -> None:
-    images_of(demo_folder, tmp_path / "bare")
+    validation = known_images([load_model(checkpoint)], "val")
+    images = images_of(demo_folder, tmp_path / "bare", without=validation)
     facts = evaluate(checkpoint, str(tmp_path / "bare"), output=tmp_path / "out")
     table = read(tmp_path / "out")
-    assert len(table) == facts["n_images"] == 24
+    assert len(table) == facts["n_images"] == len(images)
     assert (table["y_true"] == "").all()
     assert set(table["y_pred"]) <= {"benign", "malignant"}
     assert np.allclose(table[["calibrated_benign", "calibrated_malignant"]].sum(axis=1), 1)

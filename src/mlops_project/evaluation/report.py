@@ -75,7 +75,7 @@ def evaluate(
     log.info("predicting %d images", len(images.rows))
     facts = _facts(models, images, split, tta) | {"leaks": audit}
     predictions = predict(models, images, tta=tta)
-    validation, gaps = _validation(models, images, split, tta)
+    validation, gaps = _validation(models, images, split, tta, audit)
     facts["gaps"] += gaps
     table, labelled = predictions.table, predictions.labelled()
     if len(labelled) < len(table):
@@ -127,9 +127,12 @@ def _audited(
 
 
 def _validation(
-    models: Sequence[TrainedModel], images: Images, split: str, tta: bool
+    models: Sequence[TrainedModel], images: Images, split: str, tta: bool, audit: dict[str, Any]
 ) -> tuple[Predictions | None, list[str]]:
-    """Predictions of the runs' own validation images, and what is missing or special of them."""
+    """Predictions of the runs' own validation images, and what is missing or special of them.
+
+    Those that are evaluated under other ids are left out, and counted in the audit.
+    """
     missing = "no calibration, thresholds, prediction sets and out-of-distribution scores: "
     if images.folds is not None:
         return (
@@ -149,6 +152,14 @@ def _validation(
     except InputError as error:
         return None, [missing + str(error).splitlines()[0]]
     gaps = [f"of the validation images, {own.absent}"] if own.absent else []
+    again, like = leaks.shown_in_both(own, images)
+    if again.any():
+        leaks.count_validation(audit, [leaks.seen_by(model) for model in models], images, like)
+        told = f"{again.sum()} validation images, or their lesions, are evaluated under other ids"
+        if (~again).sum() < entries.FEW_IMAGES:
+            return None, [f"{missing}{told}, and too few others are left to fit them on"]
+        own = own.without(set(own.table["image_id"][again]))
+        gaps.append(f"{told}: what is calibrated is fitted on the other {len(own.rows)}")
     before = {i for model in models for i in model.facts.get("earlier", {}).get("image_id", [])}
     if count := int(own.table["image_id"].isin(before).sum()):
         gaps.append(
