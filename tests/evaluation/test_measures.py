@@ -124,6 +124,26 @@ def test_perfect_constant_and_single_predictions() -> None:
     assert np.isnan(single["auroc"])
 
 
+@pytest.mark.parametrize("classes", [2, 7])
+def test_a_false_answer_s_class_stays_in_macro_f1_where_its_image_is_not_drawn(
+    classes: int,
+) -> None:
+    labels = np.zeros(40, dtype=int)
+    probabilities = np.eye(classes)[[1] + [0] * 39]  # of a class that no image has
+    ones = np.ones((1, 40))
+    without = np.r_[0.0, np.ones(39)][None]
+
+    def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
+        each = [measures.against_rest(weights, labels, probabilities, k) for k in range(classes)]
+        return {"macro_f1": measures.overall(weights, labels, probabilities, each)["macro_f1"]}
+
+    plain = sk.f1_score(labels, probabilities.argmax(axis=1), average="macro", zero_division=0)
+    same(measure(ones)["macro_f1"][0], plain)
+    assert measure(without)["macro_f1"][0] == 0.5  # 1 and 0
+    low, high = with_intervals(np.arange(40), measure)["macro_f1"]["ci95"]
+    assert 0.4 < low < plain < high <= 0.5
+
+
 def test_a_mean_over_classes_has_the_interval_of_resamples_that_hold_all_of_them() -> None:
     labels = np.array([0] * 30 + [1])  # one lesion of the second class
     probabilities = np.tile([0.9, 0.1], (31, 1))
