@@ -14,6 +14,7 @@ import pandas as pd
 
 from mlops_project import settings
 from mlops_project.data import same_pictures
+from mlops_project.data.splits import told_lesions
 from mlops_project.errors import InputError
 from mlops_project.evaluation import entries, evaluator, leaks
 from mlops_project.evaluation.images import Images, moved_to, open_images
@@ -207,6 +208,14 @@ def default_output(models: Sequence[TrainedModel]) -> Path:
 def _facts(models: Sequence[TrainedModel], images: Images, split: str, tta: bool) -> dict[str, Any]:
     """What is known before anything is predicted."""
     first = models[0]
+    gaps = [text for text in (images.left_out, images.absent) if text]
+    # By the folder's whole table: a lesion may bear the id of one image of several.
+    unknown = int(told_lesions(images.data[0].table).iloc[images.rows].isna().sum())
+    if unknown:
+        gaps.append(
+            f"of {unknown} of the {len(images.rows)} images no lesion id is known: each counts as "
+            "a lesion of its own, so that intervals are too narrow where several show one lesion"
+        )
     return {
         "checkpoint": str(first.path),
         "checkpoints": [str(model.path) for model in models],
@@ -224,7 +233,7 @@ def _facts(models: Sequence[TrainedModel], images: Images, split: str, tta: bool
         "settings": first.facts["config"],
         "n_images": len(images.rows),
         "n_lesions": int(images.table["lesion_id"].nunique()),
-        "gaps": [text for text in (images.left_out, images.absent) if text],
+        "gaps": gaps,
     }
 
 
