@@ -316,7 +316,14 @@ def test_one_image_and_one_class_have_their_gaps_named(
     table[table["dx"] == "nv"].head(1).to_csv(tmp_path / "metadata.csv", index=False)
     facts = evaluate(checkpoint, str(tmp_path), output=tmp_path / "out")
     assert facts["n_images"] == 1
+    assert read(tmp_path / "out")["y_pred"].tolist() == ["benign"]  # all is right
+    stored = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert stored["metrics"]["accuracy"]["value"] == 1
+    assert stored["metrics"]["f1_score"]["value"] is None
+    assert stored["per_class"]["malignant"]["f1_score"] is None
     gaps = "\n".join(facts["gaps"])
+    assert "no f1 score: no image of malignant, and none taken for it" in gaps
+    assert "none taken for it" in (tmp_path / "out/report.html").read_text()
     assert "no image of malignant" in gaps
     assert "no auroc" in gaps
     assert "NaN" not in (tmp_path / "out/metrics.json").read_text()

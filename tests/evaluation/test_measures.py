@@ -61,6 +61,8 @@ def test_plain_measures_are_those_of_the_libraries(
     labels, probabilities = sample(seed, n, classes, ties)
     ours = overall(labels, probabilities)
     for name, value in classification_metrics(labels, probabilities).items():
+        if name == "f1_score" and classes == 2 and not (labels.any() or ours["accuracy"] < 1):
+            value = np.nan  # no malignant image and no alarm; a run goes on with 0
         same(ours[name], value)
     truth = np.eye(classes)[labels]
     same(ours["brier"], float(((probabilities - truth) ** 2).sum(axis=1).mean()))
