@@ -30,7 +30,7 @@ from mlops_project.evaluation.images import Images, reopen
 from mlops_project.evaluation.inference import Predictions, embed, predict
 from mlops_project.evaluation.trained_model import TrainedModel
 
-FEW_IMAGES = 20  # of validation: with fewer, nothing fitted on them holds
+FEW_IMAGES = 20  # of validation, or of other folds: with fewer, nothing fitted on them holds
 
 
 def add_calibration(
@@ -52,17 +52,8 @@ def add_calibration(
     _add_patients(facts, names, table, validation.table, fitting, prior)
     # Those of the model's own logits are stored, for whoever uses it without this program.
     known = decided.get("calibration")
-    if known and known["validation_images"] < FEW_IMAGES:
-        facts["gaps"].append(
-            f"the calibration and the thresholds are those of {known['validation_images']} "
-            "validation images: they are not to be relied on, and not stored"
-        )
-    elif known and calibration.at_the_end(known["temperature"]):
-        facts["gaps"].append(
-            f"the temperature {known['temperature']:.2f} is as far as was looked: there "
-            "are too few validation images, or the answers to them are all right or no better than "
-            "chance"
-        )
+    if known and (doubt := doubted(known)):
+        facts["gaps"].append(f"{doubt}; nothing is stored")
     elif known and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
         calibration.store(
             models[0].path,
@@ -89,6 +80,31 @@ def add_calibration_across_folds(
     facts["gaps"] += operating_points.undecided(decided)
     table[[f"calibrated_{name}" for name in names]] = calibrated
     _add_patients(facts, names, table, table, fitting, prior)
+    known = decided.get("calibration")
+    if known and (doubt := doubted(known)):
+        facts["gaps"].append(doubt)
+
+
+def doubted(known: dict[str, Any]) -> str:
+    """Why the calibration of metrics.json is not to be relied on; "" where it is."""
+    alone = {"images": known.get("validation_images"), "temperature": known["temperature"]}
+    fitted, where, of = [alone], "validation images", ""
+    if "folds" in known:
+        fitted, where, of = known["of_folds"], "images of the other folds", " of a fold"
+    fewest = min(one["images"] for one in fitted)
+    if fewest < FEW_IMAGES:
+        return (
+            f"the calibration and the thresholds{of} are those of {fewest} {where}: they are not "
+            "to be relied on"
+        )
+    for one in fitted:
+        if calibration.at_the_end(one["temperature"]):
+            return (
+                f"the temperature{of}, {one['temperature']:.2f}, is as far as was looked: there "
+                f"are too few {where}, or the answers to them are all right or no better than "
+                "chance"
+            )
+    return ""
 
 
 def _add_patients(
