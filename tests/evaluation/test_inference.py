@@ -284,6 +284,25 @@ def test_what_leaks_is_left_out_and_another_model_is_compared_on_the_rest(
     assert (tmp_path / "out/report.html").stat().st_size > 100_000
 
 
+def test_what_the_first_was_chosen_by_too_does_not_favour_the_second(
+    checkpoint: Path, seven: Path, other: Path, tmp_path: Path
+) -> None:
+    both = "evaluated images are of the validation splits of both models"
+    alone = "evaluated images are of the other model's validation split"
+    facts = evaluate(checkpoint, split="val", output=tmp_path, compare_with=seven)
+    assert sum(gap.startswith(f"{facts['n_images']} {both}") for gap in facts["gaps"]) == 1
+    assert not any(alone in gap for gap in facts["gaps"])
+    splits = [pd.DataFrame(load_model(p).facts["split"]) for p in (checkpoint, other)]
+    ours, theirs = (split.set_index("image_id")["split"] for split in splits)
+    chosen = theirs == "val"
+    facts = evaluate(checkpoint, split="all", output=tmp_path, compare_with=other)
+    for text, of in ((both, ours == "val"), (alone, ours == "test")):
+        count = (chosen & of.reindex(chosen.index)).sum()
+        assert any(gap.startswith(f"{count} {text}") for gap in facts["gaps"]) == (count > 0)
+        assert any(text in gap for gap in facts["gaps"]) == (count > 0)
+    assert (chosen & (ours == "test").reindex(chosen.index)).any()
+
+
 def test_images_without_a_diagnosis_are_compared_with_a_word(
     checkpoint: Path, other: Path, tmp_path: Path, demo_folder: Path
 ) -> None:

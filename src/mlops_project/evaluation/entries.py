@@ -160,6 +160,7 @@ def add_subgroups(
 
 def add_comparison(
     facts: dict[str, Any],
+    models: Sequence[TrainedModel],
     other: Sequence[TrainedModel],
     images: Images,
     predictions: Predictions,
@@ -172,13 +173,14 @@ def add_comparison(
         same_pictures.thumbnails(images.data[0], images.rows),
         leaks.training_pictures(other, images),
     )
+    trained_on = {*audit["leaked_images"], *facts["leaks"]["leaked_images"]}
     try:
         found = comparison.compare(
             images.class_names,
             predictions.labelled(),
             second.labelled(),
             str(other[0].path),
-            trained_on={*audit["leaked_images"], *facts["leaks"]["leaked_images"]},
+            trained_on=trained_on,
         )
     except InputError as error:
         facts["gaps"].append("no comparison: " + str(error).splitlines()[0])
@@ -188,10 +190,19 @@ def add_comparison(
             f"{audit['n_not_compared']} training images of the other model are not at hand: images "
             "like them under other ids are compared all the same"
         )
-    if chosen := audit["n_shared_with_validation"]:
+    compared = ~images.table["image_id"].isin(trained_on).to_numpy()
+    everybody = np.ones((1, len(compared)), dtype=bool)
+    theirs = leaks.chosen_by([leaks.seen_by(other[0])], images.table, everybody) & compared
+    ours = leaks.chosen_by([leaks.seen_by(m) for m in models], images.table, images.asked)
+    if chosen := int((theirs & ~ours).sum()):
         facts["gaps"].append(
             f"{chosen} evaluated images are of the other model's validation split, by which its "
             "checkpoint was chosen: the comparison favours it"
+        )
+    if chosen := int((theirs & ours).sum()):
+        facts["gaps"].append(
+            f"{chosen} evaluated images are of the validation splits of both models, by which the "
+            "checkpoints of both were chosen"
         )
     facts["gaps"] += found.pop("gaps")
     facts["comparison"] = found

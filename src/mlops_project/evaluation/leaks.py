@@ -168,12 +168,12 @@ def audit(
         near = near.sort_values("similarity", ascending=False).drop_duplicates("image_id")
     found = direct | image.isin(near["image_id"])
     leaks = lesion.isin(lesion[found])
-    chosen_by = _chosen_by(seen, evaluated, asked)
+    validated = chosen_by(seen, evaluated, asked)
     facts = {
         "status": "overlap" if leaks.any() else "unknown" if missing else "clean",
         "n_training_images": len(trained_ids),
         "n_not_compared": missing,
-        "n_shared_with_validation": int((chosen_by & ~leaks).sum()),
+        "n_shared_with_validation": int((validated & ~leaks).sum()),
         "n_asked_of_some": int((~asked.all(axis=0)).sum()),
         "shared_images": image[same_image].tolist(),
         "shared_lesions": sorted(set(lesion[same_lesion])),
@@ -206,14 +206,14 @@ def count_validation(
         images: that are evaluated.
         like: of them those that do, bool [N].
     """
-    chosen_by = _chosen_by(seen, images.table, images.asked) | like
+    validated = chosen_by(seen, images.table, images.asked) | like
     leaks = images.table["image_id"].isin(facts["leaked_images"]).to_numpy()
     text = facts["sentence"].removesuffix(_of_validation(facts["n_shared_with_validation"]))
-    count = int((chosen_by & ~leaks).sum())
+    count = int((validated & ~leaks).sum())
     facts |= {"n_shared_with_validation": count, "sentence": text + _of_validation(count)}
 
 
-def _chosen_by(
+def chosen_by(
     seen: Sequence[dict[str, list[str]]], evaluated: pd.DataFrame, asked: np.ndarray
 ) -> np.ndarray:
     """Which images, or their lesions, are by their ids in a validation split, bool [N]."""

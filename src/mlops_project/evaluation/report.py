@@ -99,7 +99,7 @@ def evaluate(
     if validation is not None:
         entries.add_distances(facts, models, images, predictions, validation)
     if other is not None:
-        entries.add_comparison(facts, other, images, predictions)
+        entries.add_comparison(facts, models, other, images, predictions)
     entries.add_explanations(facts, models, images, labelled, folder)
     _write(folder, facts, table)
     pictures = draw_pictures(facts, table, folder)
