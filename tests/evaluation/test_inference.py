@@ -15,6 +15,7 @@ from PIL import Image
 
 from mlops_project.errors import InputError
 from mlops_project.evaluate import app
+from mlops_project.evaluation.comparison import COARSELY
 from mlops_project.evaluation.images import Images, open_images
 from mlops_project.evaluation.inference import embed, predict
 from mlops_project.evaluation.membership import known_images, known_split, split_of_all
@@ -301,6 +302,15 @@ def test_what_the_first_was_chosen_by_too_does_not_favour_the_second(
         assert any(gap.startswith(f"{count} {text}") for gap in facts["gaps"]) == (count > 0)
         assert any(text in gap for gap in facts["gaps"]) == (count > 0)
     assert (chosen & (ours == "test").reindex(chosen.index)).any()
+
+
+def test_a_comparison_by_coarser_classes_is_told_whichever_model_comes_first(
+    checkpoint: Path, seven: Path, tmp_path: Path
+) -> None:
+    for first, second in ((seven, checkpoint), (checkpoint, seven)):
+        facts = evaluate(first, output=tmp_path, compare_with=second)
+        assert facts["gaps"].count(COARSELY) == 1
+    assert COARSELY not in evaluate(seven, output=tmp_path, compare_with=seven)["gaps"]
 
 
 def test_images_without_a_diagnosis_are_compared_with_a_word(

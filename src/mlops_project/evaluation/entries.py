@@ -204,7 +204,11 @@ def add_comparison(
             f"{chosen} evaluated images are of the validation splits of both models, by which the "
             "checkpoints of both were chosen"
         )
-    facts["gaps"] += found.pop("gaps")
+    gaps = found.pop("gaps")
+    # Where the first has the coarser classes, the second was asked for these already.
+    if set(other[0].class_names) != set(models[0].class_names) and comparison.COARSELY not in gaps:
+        gaps.insert(0, comparison.COARSELY)
+    facts["gaps"] += gaps
     facts["comparison"] = found
 
 
