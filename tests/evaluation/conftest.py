@@ -52,6 +52,16 @@ def other(working_folder: Path, demo_folder: Path) -> Path:
     return result.checkpoint
 
 
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
+    """The checkpoint of a model of two classes with more validation images than the others."""
+    folder = tmp_path_factory.mktemp("wide")
+    overrides = ["data.val_fraction=0.3", "training.max_epochs=1"]
+    result = _train(folder, f"data.data_dir={demo_folder}", *overrides)
+    assert result.checkpoint is not None
+    return folder / result.checkpoint
+
+
 @pytest.fixture
 def checkpoint(trained: Result, working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The best checkpoint of two classes, with the runs' working folder as the present one."""

@@ -18,6 +18,7 @@ from sklearn.metrics import balanced_accuracy_score
 from mlops_project.config import Config
 from mlops_project.data.diagnoses import BINARY, DIAGNOSES, malignant_classes
 from mlops_project.evaluation import calibration, decisions, measures, operating_points
+from mlops_project.evaluation.entries import doubted
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.training.checkpoints import AtomicCheckpointIO
 from tests.evaluation.presentation.examples import make_predictions
@@ -125,6 +126,11 @@ def test_a_fold_s_decisions_are_fitted_on_the_other_folds() -> None:
         found += count
     assert facts["calibration"]["temperature"] == pytest.approx(np.mean(temperatures))
     assert facts["calibration"]["folds"] == 3
+    assert facts["calibration"]["of_folds"] == [
+        {"images": int((folds != fold).sum()), "temperature": pytest.approx(temperatures[fold])}
+        for fold in range(3)
+    ]
+    assert doubted(facts["calibration"]) == ""
     # The prior brings probabilities to the training's frequencies; answers are those without it.
     truth = pd.Index(names).get_indexer(pd.Index(table["y_true"]))
     for when, answers in (
@@ -138,6 +144,20 @@ def test_a_fold_s_decisions_are_fitted_on_the_other_folds() -> None:
     point = facts["operating_points"]["melanoma"]
     assert point["evaluated"]["sensitivity"]["value"] == pytest.approx(hits / found)
     assert "prediction_sets" not in facts
+
+
+def test_a_fold_s_temperature_that_was_not_found_is_told() -> None:
+    table = make_predictions(120, 2)
+    folds = np.arange(120) % 2
+    sure = np.where(table["y_true"] == "malignant", 0.6, 0.4)  # in one of the folds, all is right
+    malignant = np.where(folds == 0, sure, table["probability_malignant"])
+    table = table.assign(probability_malignant=malignant, probability_benign=1 - malignant)
+    facts, _ = decisions.decide_across(list(BINARY), table, folds, 0.9, np.zeros(2))
+    found = facts["calibration"]
+    temperatures = [one["temperature"] for one in found["of_folds"]]
+    assert [calibration.at_the_end(t) for t in temperatures] == [False, True]
+    assert not calibration.at_the_end(found["temperature"])  # their mean does not tell
+    assert "the temperature of a fold, 0.05, is as far as was looked" in doubted(found)
 
 
 @given(seed=st.integers(0, 1000), prior=st.booleans())

@@ -25,6 +25,7 @@ from mlops_project.training.run import Result
 
 def test_the_metrics_are_those_of_the_predictions(trained: Result, checkpoint: Path) -> None:
     facts = evaluate(checkpoint)
+    assert not any("lesion id" in gap for gap in facts["gaps"])
     folder = Path("reports/evaluation/baseline_cnn-version_0")
     assert json.loads((folder / "metrics.json").read_text())["n_images"] == facts["n_images"]
     with Image.open(folder / "confusion_matrix.png") as picture:
@@ -116,7 +117,7 @@ def test_another_folder_is_a_test_but_for_the_lesions_the_run_has_seen(
     everything = evaluate(checkpoint, str(copy), "all", tmp_path / "all")
     assert everything["n_images"] == len(table) > facts["n_images"]
     assert "calibration" not in everything  # the lesions that it is fitted on are among these
-    generate(tmp_path / "others", images=100, seed=7)
+    generate(tmp_path / "others", images=100, seed=8)
     table = pd.read_csv(tmp_path / "others/HAM10000_metadata.csv")
     table["lesion_id"], table["image_id"] = "new_" + table["lesion_id"], "new_" + table["image_id"]
     table.to_csv(tmp_path / "others/HAM10000_metadata.csv", index=False)
@@ -170,6 +171,9 @@ def test_the_challenges_layout_is_all_test(
         shutil.copy(source, inputs / f"ISIC_{source.name}")
     facts = evaluate(checkpoint, str(tmp_path), output=tmp_path / "out")
     assert facts["n_images"] == facts["n_lesions"] == 30
+    gap = "of 30 of the 30 images no lesion id is known: each counts as a lesion of its own"
+    assert any(gap in known for known in facts["gaps"])
+    assert gap.capitalize() in (tmp_path / "out/MODEL_CARD.md").read_text()
     malignant = table["dx"].isin(["mel", "bcc", "akiec"]).sum()
     assert facts["per_class"]["malignant"]["n_images"] == malignant
 

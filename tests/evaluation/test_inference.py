@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from PIL import Image
 
 from mlops_project.errors import InputError
 from mlops_project.evaluate import app
+from mlops_project.evaluation.comparison import COARSELY
 from mlops_project.evaluation.images import Images, open_images
 from mlops_project.evaluation.inference import embed, predict
-from mlops_project.evaluation.membership import known_split, split_of_all
+from mlops_project.evaluation.membership import known_images, known_split, split_of_all
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.trained_model import load_model, load_models
 from tests.conftest import Call
@@ -24,9 +26,12 @@ from tests.conftest import Call
 BOTH = ["probability_benign", "probability_malignant"]
 
 
-def images_of(demo_folder: Path, folder: Path, count: int = 24) -> pd.DataFrame:
+def images_of(
+    demo_folder: Path, folder: Path, count: int = 24, without: Collection[str] = ()
+) -> pd.DataFrame:
     """Copies some images to folder/images under new names, and returns their rows."""
     table = pd.read_csv(demo_folder / "HAM10000_metadata.csv")
+    table = table[~table["image_id"].isin(list(without))]
     table = table.groupby("dx").head(4).head(count).reset_index(drop=True)
     (folder / "images").mkdir(parents=True)
     for image_id in table["image_id"]:
@@ -155,7 +160,8 @@ def test_with_tta_it_does_not_matter_how_a_picture_is_turned(
 def test_labels_of_two_classes_judge_a_model_of_seven(
     seven: Path, checkpoint: Path, tmp_path: Path, demo_folder: Path
 ) -> None:
-    table = images_of(demo_folder, tmp_path / "fine")
+    validation = known_images([load_model(seven)], "val")
+    table = images_of(demo_folder, tmp_path / "fine", without=validation)
     shutil.copytree(tmp_path / "fine", tmp_path / "coarse")
     table.to_csv(tmp_path / "fine/metadata.csv", index=False)
     malignant = table["dx"].isin(["mel", "bcc", "akiec"])
@@ -190,10 +196,11 @@ def test_abstention_judges_the_answers_that_are_given(
 def test_images_without_a_diagnosis_are_predicted(
     checkpoint: Path, tmp_path: Path, demo_folder: Path
 ) -> None:
-    images_of(demo_folder, tmp_path / "bare")
+    validation = known_images([load_model(checkpoint)], "val")
+    images = images_of(demo_folder, tmp_path / "bare", without=validation)
     facts = evaluate(checkpoint, str(tmp_path / "bare"), output=tmp_path / "out")
     table = read(tmp_path / "out")
-    assert len(table) == facts["n_images"] == 24
+    assert len(table) == facts["n_images"] == len(images)
     assert (table["y_true"] == "").all()
     assert set(table["y_pred"]) <= {"benign", "malignant"}
     assert np.allclose(table[["calibrated_benign", "calibrated_malignant"]].sum(axis=1), 1)
@@ -278,6 +285,34 @@ def test_what_leaks_is_left_out_and_another_model_is_compared_on_the_rest(
     assert (tmp_path / "out/report.html").stat().st_size > 100_000
 
 
+def test_what_the_first_was_chosen_by_too_does_not_favour_the_second(
+    checkpoint: Path, seven: Path, other: Path, tmp_path: Path
+) -> None:
+    both = "evaluated images are of the validation splits of both models"
+    alone = "evaluated images are of the other model's validation split"
+    facts = evaluate(checkpoint, split="val", output=tmp_path, compare_with=seven)
+    assert sum(gap.startswith(f"{facts['n_images']} {both}") for gap in facts["gaps"]) == 1
+    assert not any(alone in gap for gap in facts["gaps"])
+    splits = [pd.DataFrame(load_model(p).facts["split"]) for p in (checkpoint, other)]
+    ours, theirs = (split.set_index("image_id")["split"] for split in splits)
+    chosen = theirs == "val"
+    facts = evaluate(checkpoint, split="all", output=tmp_path, compare_with=other)
+    for text, of in ((both, ours == "val"), (alone, ours == "test")):
+        count = (chosen & of.reindex(chosen.index)).sum()
+        assert any(gap.startswith(f"{count} {text}") for gap in facts["gaps"]) == (count > 0)
+        assert any(text in gap for gap in facts["gaps"]) == (count > 0)
+    assert (chosen & (ours == "test").reindex(chosen.index)).any()
+
+
+def test_a_comparison_by_coarser_classes_is_told_whichever_model_comes_first(
+    checkpoint: Path, seven: Path, tmp_path: Path
+) -> None:
+    for first, second in ((seven, checkpoint), (checkpoint, seven)):
+        facts = evaluate(first, output=tmp_path, compare_with=second)
+        assert facts["gaps"].count(COARSELY) == 1
+    assert COARSELY not in evaluate(seven, output=tmp_path, compare_with=seven)["gaps"]
+
+
 def test_images_without_a_diagnosis_are_compared_with_a_word(
     checkpoint: Path, other: Path, tmp_path: Path, demo_folder: Path
 ) -> None:
@@ -310,7 +345,14 @@ def test_one_image_and_one_class_have_their_gaps_named(
     table[table["dx"] == "nv"].head(1).to_csv(tmp_path / "metadata.csv", index=False)
     facts = evaluate(checkpoint, str(tmp_path), output=tmp_path / "out")
     assert facts["n_images"] == 1
+    assert read(tmp_path / "out")["y_pred"].tolist() == ["benign"]  # all is right
+    stored = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert stored["metrics"]["accuracy"]["value"] == 1
+    assert stored["metrics"]["f1_score"]["value"] is None
+    assert stored["per_class"]["malignant"]["f1_score"] is None
     gaps = "\n".join(facts["gaps"])
+    assert "no f1 score: no image of malignant, and none taken for it" in gaps
+    assert "none taken for it" in (tmp_path / "out/report.html").read_text()
     assert "no image of malignant" in gaps
     assert "no auroc" in gaps
     assert "NaN" not in (tmp_path / "out/metrics.json").read_text()

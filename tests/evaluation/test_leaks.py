@@ -18,7 +18,8 @@ from mlops_project.data import same_pictures
 from mlops_project.evaluation.images import Images, open_images
 from mlops_project.evaluation.leaks import Pictures, audit, training_pictures
 from mlops_project.evaluation.membership import OUT_OF_FOLD, known_split
-from mlops_project.evaluation.trained_model import TrainedModel
+from mlops_project.evaluation.report import evaluate
+from mlops_project.evaluation.trained_model import TrainedModel, load_model
 from mlops_project.settings import load
 from mlops_project.training.preparation import open_data
 
@@ -210,6 +211,43 @@ def test_a_training_image_saved_anew_under_other_ids_is_found(
     assert set(facts["leaked_images"]) == {*expected, sibling}
     assert facts["shared_images"] == facts["shared_lesions"] == []
     assert "the same picture under another id: 14" in facts["sentence"]
+
+
+@pytest.mark.parametrize("copied", [4, 12])
+def test_nothing_is_judged_on_copies_of_what_it_was_fitted_on(
+    copied: int, wide: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    """Lesions of the validation split, saved anew under other ids among other images."""
+    known = pd.DataFrame(load_model(wide).facts["split"])
+    validation = known[known["split"] == "val"]
+    lesions = validation["lesion_id"].unique()[:copied]
+    shown = validation[validation["lesion_id"].isin(lesions)]
+    firsts = shown.drop_duplicates("lesion_id")  # of the others, the lesion alone tells
+    chosen = pd.concat([firsts, known[known["split"] == "test"]]).reset_index(drop=True)
+    folder = tmp_path / "other"
+    (folder / "images").mkdir(parents=True)
+    for n, name in enumerate(chosen["image_id"]):
+        with Image.open(next(demo_folder.rglob(f"{name}.jpg"))) as image:
+            saved_anew(image, n, folder / "images" / f"copy_{n:02d}.jpg")
+    table = pd.read_csv(demo_folder / "HAM10000_metadata.csv").set_index("image_id")
+    table = table.loc[chosen["image_id"]].reset_index()
+    table["image_id"] = [f"copy_{n:02d}" for n in range(len(table))]
+    table["lesion_id"] = "new_" + table["lesion_id"]
+    table.to_csv(folder / "metadata.csv", index=False)
+
+    facts = evaluate(wide, str(folder), output=tmp_path / "out")
+    assert facts["leaks"]["status"] == "clean"  # nothing of the training
+    assert facts["leaks"]["n_shared_with_validation"] == copied
+    assert f"{copied} evaluated images show lesions of the valid" in facts["leaks"]["sentence"]
+    (told,) = [gap for gap in facts["gaps"] if "are evaluated under other ids" in gap]
+    assert f"{len(shown)} validation images, or their lesions," in told
+    stay = len(validation) - len(shown)
+    if copied == 4:
+        assert facts["calibration"]["validation_images"] == stay >= 20
+    else:
+        assert stay < 20
+        assert "calibration" not in facts
+        assert "calibrated_benign" not in pd.read_csv(tmp_path / "out/predictions.csv")
 
 
 def test_the_runs_own_test_split_is_clean_and_its_training_split_is_not(make: Make) -> None:

@@ -76,6 +76,29 @@ def test_each_lesion_is_in_one_validation_fold_and_is_evaluated_once(
     assert sorted(told_of["image_id"]) == sorted(val["image_id"])
 
 
+def test_what_a_few_images_of_the_other_folds_give_is_told(
+    folds: tuple[Path, str], demo_folder: Path, tmp_path: Path
+) -> None:
+    best = sorted(folds[0].glob("models/*/*/checkpoints/epoch*.ckpt"))
+    table = pd.read_csv(demo_folder / "HAM10000_metadata.csv").set_index("image_id")
+    parts: list[list[str]] = []
+    for model in load_models(best):
+        seen = pd.DataFrame(model.facts["split"]).set_index("split")["image_id"]
+        parts.append(table.loc[seen["val"]].groupby("dx").head(2).index.tolist())
+    chosen = [name for part in parts for name in part]
+    (tmp_path / "few/images").mkdir(parents=True)
+    for name in chosen:
+        shutil.copy(next(demo_folder.rglob(f"{name}.jpg")), tmp_path / "few/images")
+    table.loc[chosen].to_csv(tmp_path / "few/metadata.csv")
+    facts = evaluate(best, str(tmp_path / "few"), split="out-of-fold", output=tmp_path / "out")
+    fitted = sorted(one["images"] for one in facts["calibration"]["of_folds"])
+    assert fitted == sorted(map(len, parts))
+    fewest = fitted[0]
+    assert fewest < 20
+    told = f"the calibration and the thresholds of a fold are those of {fewest} images of the other"
+    assert any(gap.startswith(told) for gap in facts["gaps"])
+
+
 def test_on_new_images_a_cross_validation_is_calibrated_by_what_is_out_of_fold(
     folds: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

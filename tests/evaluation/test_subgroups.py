@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from mlops_project.evaluation.presentation.wording import by_chance
 from mlops_project.evaluation.subgroups import FEWEST, attributes, compare
 
 
@@ -57,11 +60,45 @@ def test_a_group_s_measures_are_its_own_and_the_worst_one_is_named(table: pd.Dat
     gap = facts["largest_gap"]
     assert (gap["attribute"], gap["worse"]) == ("sex", "male")
     assert 0 < gap["ci95"][0] < gap["difference"] < gap["ci95"][1]
+    measured = [
+        [name for name, own in known.items() if "auroc" in own and name != "unknown"]
+        for known in facts["groups"].values()
+    ]
+    assert gap["n_pairs"] == sum(len(list(combinations(names, 2))) for names in measured) > 3
+    assert gap["p_value"] < 0.001
     few = facts["groups"]["localization"]["face"]
     assert few["n_lesions"] < FEWEST
     assert few["gap"] == "too few lesions"
     assert "auroc" not in few
     assert "skin tone" in facts["skin_tone"]
+
+
+def test_where_no_group_differs_the_largest_gap_is_called_chance() -> None:
+    """In simulated evaluations; the interval of the pair by itself is not what tells."""
+    excluding_0 = significant = 0
+    for seed in range(16):
+        random = np.random.default_rng(seed)
+        n = 400
+        truth = random.random(n) < 0.4
+        scores = random.normal(size=n) + 1.5 * truth
+        made = pd.DataFrame(
+            {
+                "lesion_id": np.arange(n).astype(str),
+                "age": random.integers(5, 90, n),
+                "sex": random.choice(["male", "female"], n),
+                "localization": random.choice(["back", "face", "trunk", "foot", "chest"], n),
+                "dataset": random.choice(["one", "two", "three"], n),
+                "dx_type": random.choice(["histo", "consensus"], n),
+            }
+        )
+        gap = compare(made, truth, scores, scores > 0.75)["largest_gap"]
+        assert gap["n_pairs"] == 10 + 1 + 10 + 3 + 1
+        excluding_0 += gap["ci95"][0] > 0
+        significant += gap["p_value"] < 0.05
+        if gap["p_value"] >= 0.05:
+            assert "This may be chance" in by_chance(gap)
+    assert excluding_0 >= 5
+    assert significant <= 2
 
 
 def test_many_images_of_few_lesions_are_few(table: pd.DataFrame) -> None:

@@ -13,6 +13,8 @@ from mlops_project.evaluation import bootstrap, measures
 from mlops_project.evaluation.evaluator import FEW_LESIONS, most_frequent
 from mlops_project.evaluation.predictions_table import arrays, as_binary, classes_of, columns_of
 
+COARSELY = "the two models have different classes: compared as benign against malignant"
+
 
 def compare(
     names: list[str],
@@ -46,7 +48,7 @@ def compare(
     if set(names) != set(classes_of(second)):
         first, second = as_binary(first), as_binary(second)
         names = classes_of(first)
-        gaps.append("the two models have different classes: compared as benign against malignant")
+        gaps.append(COARSELY)
     known = second[~second["image_id"].isin(list(trained_on))]
     if len(known) < len(second):
         gaps.append(

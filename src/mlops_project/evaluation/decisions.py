@@ -97,13 +97,14 @@ def decide_across(
 
     Returns:
         As of `decide`, but for prediction_sets; temperature, offsets, weights and thresholds are
-        the folds' means. What is known of patients is centred over all predictions.
+        the folds' means, and in of_folds each one's temperature and how many images it was fitted
+        on. What is known of patients is centred over all predictions.
     """
     labels, raw = arrays(names, predictions)
     lesions = predictions["lesion_id"].to_numpy()
     known, numbers = labels >= 0, np.unique(folds)
     columns, (features,) = _features(with_patients, predictions)
-    scaled, fitted = np.empty_like(raw), []
+    scaled, fitted, of_folds = np.empty_like(raw), [], []
     questions = _questions(names)
     positive = {question: np.zeros(len(labels), dtype=bool) for question in questions}
     chosen: dict[str, list[float]] = {question: [] for question in questions}
@@ -113,6 +114,7 @@ def decide_across(
             labels[others], raw[others], prior, features[others]
         )
         fitted.append((temperature, offsets, weights))
+        of_folds.append({"images": int(others.sum()), "temperature": float(temperature)})
         within = calibration.with_temperature(raw, temperature, offsets + features @ weights)
         scaled[own] = within[own]
         for question, classes in questions.items():
@@ -139,6 +141,7 @@ def decide_across(
             **_fitted(names, temperature, offsets, weights, columns),
             "prior": _by_name(names, prior),
             "folds": len(numbers),
+            "of_folds": of_folds,
             "before": _calibration(labels[known], raw[known], lesions[known]),
             "after": _calibration(labels[known], scaled[known], lesions[known], prior),
         },

@@ -32,7 +32,7 @@ from mlops_project.evaluation.predictions_table import CALIBRATED, PROBABILITY, 
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.printable import first_line
 
-FEW_IMAGES = 20  # of validation: with fewer, nothing fitted on them holds
+FEW_IMAGES = 20  # of validation, or of other folds: with fewer, nothing fitted on them holds
 
 
 def add_calibration(
@@ -54,17 +54,8 @@ def add_calibration(
     _add_patients(facts, names, table, validation.table, fitting, prior)
     # Those of the model's own logits are stored, for whoever uses it without this program.
     known = decided.get("calibration")
-    if known and known["validation_images"] < FEW_IMAGES:
-        facts["gaps"].append(
-            f"the calibration and the thresholds are those of {known['validation_images']} "
-            "validation images: they are not to be relied on, and not stored"
-        )
-    elif known and calibration.at_the_end(known["temperature"]):
-        facts["gaps"].append(
-            f"the temperature {known['temperature']:.2f} is as far as was looked: there "
-            "are too few validation images, or the answers to them are all right or no better than "
-            "chance"
-        )
+    if known and (doubt := doubted(known)):
+        facts["gaps"].append(f"{doubt}; nothing is stored")
     elif known and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
         calibration.store(
             models[0].path,
@@ -91,6 +82,31 @@ def add_calibration_across_folds(
     facts["gaps"] += operating_points.undecided(decided)
     table[columns_of(names, CALIBRATED)] = calibrated
     _add_patients(facts, names, table, table, fitting, prior)
+    known = decided.get("calibration")
+    if known and (doubt := doubted(known)):
+        facts["gaps"].append(doubt)
+
+
+def doubted(known: dict[str, Any]) -> str:
+    """Why the calibration of metrics.json is not to be relied on; "" where it is."""
+    alone = {"images": known.get("validation_images"), "temperature": known["temperature"]}
+    fitted, where, of = [alone], "validation images", ""
+    if "folds" in known:
+        fitted, where, of = known["of_folds"], "images of the other folds", " of a fold"
+    fewest = min(one["images"] for one in fitted)
+    if fewest < FEW_IMAGES:
+        return (
+            f"the calibration and the thresholds{of} are those of {fewest} {where}: they are not "
+            "to be relied on"
+        )
+    for one in fitted:
+        if calibration.at_the_end(one["temperature"]):
+            return (
+                f"the temperature{of}, {one['temperature']:.2f}, is as far as was looked: there "
+                f"are too few {where}, or the answers to them are all right or no better than "
+                "chance"
+            )
+    return ""
 
 
 def _add_patients(
@@ -146,6 +162,7 @@ def add_subgroups(
 
 def add_comparison(
     facts: dict[str, Any],
+    models: Sequence[TrainedModel],
     other: Sequence[TrainedModel],
     images: Images,
     predictions: Predictions,
@@ -158,13 +175,14 @@ def add_comparison(
         same_pictures.thumbnails(images.data[0], images.rows),
         leaks.training_pictures(other, images),
     )
+    trained_on = {*audit["leaked_images"], *facts["leaks"]["leaked_images"]}
     try:
         found = comparison.compare(
             images.class_names,
             predictions.labelled(),
             second.labelled(),
             str(other[0].path),
-            trained_on={*audit["leaked_images"], *facts["leaks"]["leaked_images"]},
+            trained_on=trained_on,
         )
     except InputError as error:
         facts["gaps"].append("no comparison: " + first_line(error))
@@ -174,12 +192,25 @@ def add_comparison(
             f"{audit['n_not_compared']} training images of the other model are not at hand: images "
             "like them under other ids are compared all the same"
         )
-    if chosen := audit["n_shared_with_validation"]:
+    compared = ~images.table["image_id"].isin(trained_on).to_numpy()
+    everybody = np.ones((1, len(compared)), dtype=bool)
+    theirs = leaks.chosen_by([leaks.seen_by(other[0])], images.table, everybody) & compared
+    ours = leaks.chosen_by([leaks.seen_by(m) for m in models], images.table, images.asked)
+    if chosen := int((theirs & ~ours).sum()):
         facts["gaps"].append(
             f"{chosen} evaluated images are of the other model's validation split, by which its "
             "checkpoint was chosen: the comparison favours it"
         )
-    facts["gaps"] += found.pop("gaps")
+    if chosen := int((theirs & ours).sum()):
+        facts["gaps"].append(
+            f"{chosen} evaluated images are of the validation splits of both models, by which the "
+            "checkpoints of both were chosen"
+        )
+    gaps = found.pop("gaps")
+    # Where the first has the coarser classes, the second was asked for these already.
+    if set(other[0].class_names) != set(models[0].class_names) and comparison.COARSELY not in gaps:
+        gaps.insert(0, comparison.COARSELY)
+    facts["gaps"] += gaps
     facts["comparison"] = found
 
 

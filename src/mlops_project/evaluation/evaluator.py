@@ -118,8 +118,12 @@ def _unmeasured(facts: dict[str, Any]) -> list[str]:
         sentences.append(f"every image is taken for {', '.join(always)}: no NPV of such a class")
     metrics = facts["metrics"]
     missing = [name for name, metric in metrics.items() if np.isnan(metric["value"])]
-    if missing:
-        shown = ", ".join(name.replace("_", " ") for name in missing)
+    if "f1_score" in missing:
+        of = list(facts["per_class"])[1]
+        sentences.append(f"no f1 score: no image of {of}, and none taken for it")
+    ranked = [name for name in missing if name != "f1_score"]
+    if ranked:
+        shown = ", ".join(name.replace("_", " ") for name in ranked)
         sentences.append(f"no {shown}: that takes images of two classes")
     wide = [n for n, m in metrics.items() if n not in missing and np.isnan(m["ci95"][0])]
     if wide:

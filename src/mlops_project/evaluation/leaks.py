@@ -79,6 +79,22 @@ def training_pictures(models: Sequence[TrainedModel], evaluated: Images) -> Pict
     )
 
 
+def shown_in_both(own: Images, evaluated: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Which of V and of N images are near-duplicates of one of the others, or of such a lesion.
+
+    Returns:
+        bool [V] and [N].
+    """
+    both = own, evaluated
+    small = [same_pictures.thumbnails(images.data[0], images.rows) for images in both]
+    positions = same_pictures.similar_pairs(*small)[:2]
+    lesions = [images.table["lesion_id"] for images in both]
+    one, other = (
+        ids.isin(ids.iloc[found]).to_numpy() for ids, found in zip(lesions, positions, strict=True)
+    )
+    return one, other
+
+
 def seen_by(model: TrainedModel) -> dict[str, list[str]]:
     """A model's split, with what its weights had learned from before its run as of training."""
     split, earlier = model.facts["split"], model.facts.get("earlier", {})
@@ -117,7 +133,7 @@ def audit(
         n_not_compared: training images that near-duplicates were not looked for among.
         n_asked_of_some: evaluated images that not all models are asked about.
         n_shared_with_validation: evaluated images that do not leak, but by which a model that is
-            asked was chosen, or that show such a lesion.
+            asked was chosen, or that show such a lesion; see `count_validation`.
         shared_images: evaluated image ids that were trained on; shared_lesions: lesion ids.
         near_duplicates: of the other images, each with the training image most like it:
             image_id, training_image_id and similarity (of the edges, 1 is the same).
@@ -129,7 +145,6 @@ def audit(
     asked = np.ones((len(seen), len(image)), dtype=bool) if asked is None else asked
     parts = [pd.DataFrame(split) for split in seen]
     trained = [part[part["split"] == "train"] for part in parts]
-    validated = [part[part["split"] == "val"] for part in parts]
     called = names_of(evaluated["image_id"])
     same_image = _same_name(called, trained, asked)
     told = pd.Index(told_lesions(evaluated))
@@ -153,13 +168,12 @@ def audit(
         near = near.sort_values("similarity", ascending=False).drop_duplicates("image_id")
     found = direct | image.isin(near["image_id"])
     leaks = lesion.isin(lesion[found])
-    chosen_by = _same_name(called, validated, asked)
-    chosen_by |= _shared(told, "lesion_id", validated, asked)
+    validated = chosen_by(seen, evaluated, asked)
     facts = {
         "status": "overlap" if leaks.any() else "unknown" if missing else "clean",
         "n_training_images": len(trained_ids),
         "n_not_compared": missing,
-        "n_shared_with_validation": int((chosen_by & ~leaks).sum()),
+        "n_shared_with_validation": int((validated & ~leaks).sum()),
         "n_asked_of_some": int((~asked.all(axis=0)).sum()),
         "shared_images": image[same_image].tolist(),
         "shared_lesions": sorted(set(lesion[same_lesion])),
@@ -174,7 +188,39 @@ def audit(
         "another image of a lesion so found": leaks & ~found,
     }
     listed = ", ".join(f"{way}: {own.sum():,}" for way, own in ways.items() if own.any())
-    return facts | {"sentence": _sentence(facts, len(image), listed)}
+    text = _sentence(facts, len(image), listed)
+    return facts | {"sentence": text + _of_validation(facts["n_shared_with_validation"])}
+
+
+def count_validation(
+    facts: dict[str, Any],
+    seen: Sequence[dict[str, list[str]]],
+    images: Images,
+    like: np.ndarray,
+) -> None:
+    """Counts in `audit`'s facts also what shows the validation images under other ids.
+
+    Args:
+        facts: to change.
+        seen: as for `audit`.
+        images: that are evaluated.
+        like: of them those that do, bool [N].
+    """
+    validated = chosen_by(seen, images.table, images.asked) | like
+    leaks = images.table["image_id"].isin(facts["leaked_images"]).to_numpy()
+    text = facts["sentence"].removesuffix(_of_validation(facts["n_shared_with_validation"]))
+    count = int((validated & ~leaks).sum())
+    facts |= {"n_shared_with_validation": count, "sentence": text + _of_validation(count)}
+
+
+def chosen_by(
+    seen: Sequence[dict[str, list[str]]], evaluated: pd.DataFrame, asked: np.ndarray
+) -> np.ndarray:
+    """Which images, or their lesions, are by their ids in a validation split, bool [N]."""
+    parts = [pd.DataFrame(split) for split in seen]
+    validated = [part[part["split"] == "val"] for part in parts]
+    found = _same_name(names_of(evaluated["image_id"]), validated, asked)
+    return found | _shared(pd.Index(told_lesions(evaluated)), "lesion_id", validated, asked)
 
 
 def _same_name(
@@ -214,7 +260,11 @@ def _sentence(facts: dict[str, Any], images: int, ways: str) -> str:
     if missing:
         text += f" Near-duplicates under other ids were not looked for among {missing:,} training "
         text += "images that are not at hand."
-    if count := facts["n_shared_with_validation"]:
-        text += f" {count:,} evaluated images show lesions of the validation split, by which the "
-        text += "checkpoint was chosen."
     return text
+
+
+def _of_validation(count: int) -> str:
+    if not count:
+        return ""
+    text = f" {count:,} evaluated images show lesions of the validation split, by which the "
+    return text + "checkpoint was chosen."

@@ -4,7 +4,8 @@ Every function takes weights [R, N], R weightings of N images (or lesions), and 
 weight of 2 counts an image twice. Weights of 1 give the plain measure, so that a value and its
 interval come from the same lines. NaN stands where a measure does not exist, such as the AUROC of a
 class without images. A mean over the classes does not exist either where a weighting leaves one out
-that has images: of the others alone it would be another measure.
+that has images: of the others alone it would be another measure. For the same reason a class that
+only wrong answers name stays in the mean of F1, as 0, in a weighting that leaves these out.
 """
 
 from __future__ import annotations
@@ -33,18 +34,21 @@ def overall(
 
     Returns:
         float [R] each: accuracy; balanced_accuracy (mean sensitivity of the classes present, the
-        ISIC 2018 measure); f1_score (of class 1 for two classes, else the mean of the classes
-        present or predicted) and macro_f1; auroc and average_precision (of class 1 for two classes,
-        else the mean of the classes for which they exist); brier (sum over classes, Brier 1950),
-        log_loss, ece and class_wise_ece (Kull et al., 2019; equal bins).
+        ISIC 2018 measure); f1_score (of class 1 for two classes, NaN if it is neither present nor
+        predicted; else the mean of the classes that are) and macro_f1 (that mean); auroc and
+        average_precision (of class 1 for two classes, else the mean of the classes for which they
+        exist); brier (sum over classes, Brier 1950), log_loss, ece and class_wise_ece (Kull et al.,
+        2019; equal bins).
     """
     classes = probabilities.shape[1]
     complete = _complete(weights, labels, classes)
+    named = np.union1d(labels, probabilities.argmax(axis=1))
     f1 = np.stack([e["f1_score"] for e in each])
     ranked = {n: np.stack([e[n] for e in each]) for n in ("auroc", "average_precision")}
+    macro_f1 = _mean(np.nan_to_num(f1[named]), complete)
     result = by_answer(weights, labels, probabilities.argmax(axis=1), classes) | {
-        "f1_score": np.nan_to_num(f1[1]) if classes == 2 else _mean(f1, complete),
-        "macro_f1": _mean(f1, complete),
+        "f1_score": macro_f1 if classes > 2 else np.nan_to_num(f1[1]) if 1 in named else f1[1],
+        "macro_f1": macro_f1,
     }
     result |= {n: v[1] if classes == 2 else _mean(v, complete) for n, v in ranked.items()}
     return result | calibration(weights, labels, probabilities)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from mlops_project import settings
 from mlops_project.data import same_pictures
+from mlops_project.data.splits import told_lesions
 from mlops_project.errors import InputError
 from mlops_project.evaluation import entries, evaluator, leaks
 from mlops_project.evaluation.images import Images, moved_to, open_images
@@ -76,7 +77,7 @@ def evaluate(
     log.info("predicting %d images", len(images.rows))
     facts = _facts(models, images, split, tta) | {"leaks": audit}
     predictions = predict(models, images, tta=tta)
-    validation, gaps = _validation(models, images, split, tta)
+    validation, gaps = _validation(models, images, split, tta, audit)
     facts["gaps"] += gaps
     table, labelled = predictions.table, predictions.labelled()
     if len(labelled) < len(table):
@@ -99,7 +100,7 @@ def evaluate(
     if validation is not None:
         entries.add_distances(facts, models, images, predictions, validation)
     if other is not None:
-        entries.add_comparison(facts, other, images, predictions)
+        entries.add_comparison(facts, models, other, images, predictions)
     entries.add_explanations(facts, models, images, labelled, folder)
     _write(folder, facts, table)
     pictures = draw_pictures(facts, table, folder)
@@ -128,9 +129,12 @@ def _audited(
 
 
 def _validation(
-    models: Sequence[TrainedModel], images: Images, split: str, tta: bool
+    models: Sequence[TrainedModel], images: Images, split: str, tta: bool, audit: dict[str, Any]
 ) -> tuple[Predictions | None, list[str]]:
-    """Predictions of the runs' own validation images, and what is missing or special of them."""
+    """Predictions of the runs' own validation images, and what is missing or special of them.
+
+    Those that are evaluated under other ids are left out, and counted in the audit.
+    """
     missing = "no calibration, thresholds, prediction sets and out-of-distribution scores: "
     if images.folds is not None:
         return (
@@ -150,6 +154,14 @@ def _validation(
     except InputError as error:
         return None, [missing + first_line(error)]
     gaps = [f"of the validation images, {own.absent}"] if own.absent else []
+    again, like = leaks.shown_in_both(own, images)
+    if again.any():
+        leaks.count_validation(audit, [leaks.seen_by(model) for model in models], images, like)
+        told = f"{again.sum()} validation images, or their lesions, are evaluated under other ids"
+        if (~again).sum() < entries.FEW_IMAGES:
+            return None, [f"{missing}{told}, and too few others are left to fit them on"]
+        own = own.without(set(own.table["image_id"][again]))
+        gaps.append(f"{told}: what is calibrated is fitted on the other {len(own.rows)}")
     before = {i for model in models for i in model.facts.get("earlier", {}).get("image_id", [])}
     if count := int(own.table["image_id"].isin(before).sum()):
         gaps.append(
@@ -197,6 +209,14 @@ def default_output(models: Sequence[TrainedModel]) -> Path:
 def _facts(models: Sequence[TrainedModel], images: Images, split: str, tta: bool) -> dict[str, Any]:
     """What is known before anything is predicted."""
     first = models[0]
+    gaps = [text for text in (images.left_out, images.absent) if text]
+    # By the folder's whole table: a lesion may bear the id of one image of several.
+    unknown = int(told_lesions(images.data[0].table).iloc[images.rows].isna().sum())
+    if unknown:
+        gaps.append(
+            f"of {unknown} of the {len(images.rows)} images no lesion id is known: each counts as "
+            "a lesion of its own, so that intervals are too narrow where several show one lesion"
+        )
     return {
         "checkpoint": str(first.path),
         "checkpoints": [str(model.path) for model in models],
@@ -214,7 +234,7 @@ def _facts(models: Sequence[TrainedModel], images: Images, split: str, tta: bool
         "settings": first.facts["config"],
         "n_images": len(images.rows),
         "n_lesions": int(images.table["lesion_id"].nunique()),
-        "gaps": [text for text in (images.left_out, images.absent) if text],
+        "gaps": gaps,
     }
 
 

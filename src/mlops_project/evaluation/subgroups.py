@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,9 @@ def compare(
         `groups`: for each attribute and group n_images, n_lesions, n_malignant (images) and either
         auroc, sensitivity and specificity with intervals, or `gap`, why there are none;
         `largest_gap`: the largest difference of an AUROC between two groups of one attribute, with
-        the interval that this pair would have by itself; `skin_tone`: a remark.
+        the interval that this pair would have by itself; n_pairs, out of how many it is the
+        largest; p_value, `chance` that some pair differs so much where none does, NaN without an
+        interval. `skin_tone`: a remark.
     """
     lesions = table["lesion_id"].to_numpy()
     groups: dict[str, dict[str, Any]] = {}
@@ -89,7 +92,27 @@ def compare(
             return {"auroc": one - other}
 
         gap["ci95"] = bootstrap.with_intervals(lesions[both], difference)["auroc"]["ci95"]
+        gap["p_value"] = chance(gap["difference"], gap["ci95"], gap["n_pairs"])
     return {"groups": groups, "largest_gap": gap, "skin_tone": SKIN_TONE}
+
+
+def chance(difference: float, interval: list[float], pairs: int) -> float:
+    """At most how often the largest of so many differences is as large where there is none.
+
+    Its interval is that of a pair chosen beforehand. The largest of many is chosen because it is
+    large: where no group differs from another, every second such interval leaves 0 out. By
+    Bonferroni, the two-sided probability of each pair counts as often as there are pairs.
+
+    Args:
+        difference: the largest, at least 0.
+        interval: its ends, of a normal distribution; NaN gives NaN.
+        pairs: out of how many.
+    """
+    from scipy.stats import norm
+
+    low, high = interval
+    error = (high - low) / (2 * norm.ppf((1 + bootstrap.LEVEL) / 2))
+    return float(np.minimum(1.0, pairs * 2 * norm.sf(difference / error)))
 
 
 def _measured(
@@ -108,13 +131,14 @@ def _largest_gap(groups: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
 
     Those of whom the attribute is not known are no group that a model could be worse for.
     """
-    found = []
+    found, pairs = [], 0
     for attribute, known in groups.items():
         told = {
             group: facts["auroc"]["value"]
             for group, facts in known.items()
             if "auroc" in facts and group != UNKNOWN
         }
+        pairs += comb(len(told), 2)
         if len(told) > 1:
             worst, best = min(told, key=lambda g: told[g]), max(told, key=lambda g: told[g])
             if told[best] > told[worst]:
@@ -128,4 +152,5 @@ def _largest_gap(groups: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
         "better": best,
         "worse": worst,
         "difference": difference,
+        "n_pairs": pairs,
     }

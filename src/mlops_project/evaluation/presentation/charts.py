@@ -147,18 +147,24 @@ def _is_share(text: Any) -> bool:
 def subgroups(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | None:
     """AUROC of malignant against benign in each group, with its interval."""
     groups = get(facts, "subgroups", "groups")
-    rows: list[tuple[str, dict[str, Any] | None]] = []  # None: the attribute of those below it
+    # None: the attribute of those below it. A clinic or a site for each image would make a picture
+    # of thousands of rows without a value.
+    rows: list[tuple[str, dict[str, Any] | None]] = []
+    untold = 0
     values: dict[str, float] = {}
     ends = [0.9]
     for attribute, known in groups.items() if isinstance(groups, dict) else ():
         heading = short(attribute, 24).replace("_", " ")
-        rows.append((heading, None))
+        told_of = []
         for group, own in known.items() if isinstance(known, dict) else ():
-            rows.append((short(group), own if isinstance(own, dict) else {}))
             value, *bounds = metric(get(own, "auroc"))
-            if not math.isnan(value):
-                values[f"{heading}: {short(group)}"] = value
-                ends += [value, *bounds]
+            if math.isnan(value):
+                untold += 1
+                continue
+            told_of.append((short(group), own))
+            values[f"{heading}: {short(group)}"] = value
+            ends += [value, *bounds]
+        rows += [(heading, None), *told_of] if told_of else []
     if not values:
         return None
     title = "Subgroups: AUROC of malignant against benign"
@@ -171,12 +177,7 @@ def subgroups(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | Non
             continue
         value, start, end = metric(own.get("auroc"))
         count = f"{number(own.get('n_images')):,.0f} ({number(own.get('n_malignant')):,.0f})"
-        colour = "black" if value == value else "#767676"
-        axes.text(1.03, place, count.replace("nan", "–"), va="center", color=colour, fontsize=8)
-        if math.isnan(value):
-            gap = short(own.get("gap") or "no value", 40)
-            axes.text(low + 0.01, place, gap, va="center", color=colour, fontsize=8, style="italic")
-            continue
+        axes.text(1.03, place, count.replace("nan", "–"), va="center", fontsize=8)
         axes.plot([start, end], [place, place], color=BLUE, linewidth=1.6)
         axes.plot(value, place, "s", color=BLUE, markersize=4.5)
     axes.text(1.03, -1, "images\n(malignant)", va="bottom", fontsize=8)
@@ -184,12 +185,12 @@ def subgroups(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | Non
     for text, (_, own) in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if own is None else "normal")
     axes.tick_params(axis="y", length=0)
-    axes.set(xlim=(low, 1), ylim=(len(rows) - 0.5, -0.7), xlabel="AUROC, 95 % interval")
+    few = f"\n{untold:,} groups with too few lesions" if untold else ""
+    axes.set(xlim=(low, 1), ylim=(len(rows) - 0.5, -0.7), xlabel=f"AUROC, 95 % interval{few}")
     axes.grid(axis="y", visible=False)
     worst, best = (f(values, key=lambda g: values[g]) for f in (min, max))
     told = (
         f"AUROC with its 95 % interval in {len(values)} groups: the lowest is {values[worst]:.2f} "
         f"({worst}), the highest {values[best]:.2f} ({best})"
     )
-    untold = sum(own is not None for _, own in rows) - len(values)
     return Drawing(figure, title, told + (f"; without a value: {untold}." if untold else "."))

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.evaluation.presentation import rendering, wording
 from mlops_project.evaluation.presentation.pictures import Picture
-from mlops_project.evaluation.presentation.reading import class_names, flat, mappings, present
+from mlops_project.evaluation.presentation.reading import class_names, flat, get, mappings, present
 from mlops_project.evaluation.presentation.summary import largest_gap, summary
 
 PHOTOGRAPH_QUALITY = 85  # of 100, where nothing of a dermoscopic picture is seen to change
@@ -62,6 +62,7 @@ def write_page(
         "summary": summary(facts, predictions),
         "not_for": wording.NOT_FOR,
         "largest_gap": largest_gap(facts),
+        "groups_without": _groups_without(facts),
         "pictures": _pictures(pictures),
         "explanations": _explanations(facts, folder),
         "settings": list(flat(facts.get("settings"))),
@@ -93,6 +94,14 @@ def _predicted(predictions: pd.DataFrame, names: Sequence[str]) -> dict[str, int
         return {}
     counts = predictions["y_pred"].value_counts()
     return {name: int(counts.get(name, 0)) for name in names}
+
+
+def _groups_without(facts: dict[str, Any]) -> int:
+    """How many groups have too few lesions for a measure; there may be one for each image."""
+    groups = get(facts, "subgroups", "groups")
+    known = groups.values() if isinstance(groups, dict) else ()
+    found = (own for of in known if isinstance(of, dict) for own in of.values())
+    return sum(bool(get(own, "gap")) for own in found)
 
 
 def _pictures(pictures: Sequence[Picture]) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from mlops_project.evaluation.presentation.reading import (
     number,
     texts,
 )
-from mlops_project.evaluation.presentation.wording import label, of_100
+from mlops_project.evaluation.presentation.wording import by_chance, label, of_100
 from mlops_project.evaluation.subgroups import FEWEST_OF_A_KIND
 
 QUESTIONS = {  # what is found, what is not to be, and the class of it
@@ -58,12 +58,7 @@ def largest_gap(facts: dict[str, Any]) -> str:
         f"{label(measure)} {_with_interval(worse)} against {_with_interval(better)}, "
         f"{difference:.3f} lower."
     )
-    bounds = [number(bound) for bound in get(gap, "ci95") or [math.nan]]
-    if math.isnan(bounds[0]):
-        text += " This may be chance: the difference has no interval."
-    elif bounds[0] <= 0:
-        text += " This may be chance: the interval of the difference holds 0."
-    return text
+    return f"{text} {by_chance(gap)}"
 
 
 def _with_interval(known: tuple[float, float, float]) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mlops_project.evaluation.presentation.wording import by_chance
+
 SHORT = {
     "n_images": "n",
     "ppv": "PPV",
@@ -44,8 +46,9 @@ def show(facts: dict[str, Any], written: list[Path]) -> None:
     gap = facts.get("subgroups", {}).get("largest_gap")
     if gap is not None:
         text = "largest gap between groups: AUROC of malignant is {difference:.3f} ({told}) lower "
-        text += "for {attribute} {worse} than for {better}"
-        lines.insert(0, text.format(**gap, told=_interval(gap["ci95"])))
+        text += "for {attribute} {worse} than for {better}. {chance}"
+        told = {"told": _interval(gap["ci95"]), "chance": by_chance(gap)}
+        lines.insert(0, text.format(**gap, **told))
     names = [path.name for path in written if path.parent == written[0].parent]
     names += ["explanations/"] if facts.get("explanations") else []
     lines.append(f"written to {written[0].parent}/: {', '.join(names)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mlops_project.evaluation.presentation.reading import get, texts
+from mlops_project.evaluation.presentation.reading import get, number, texts
 
 LABELS = {
     "f1_score": "F1 score",
@@ -45,6 +45,7 @@ MISSING = {  # why there may be no value
 }
 NO_VALUE = "not known, or not defined for these images"
 NO_INTERVAL = "resampling the lesions gives no interval"
+SIGNIFICANT = 0.05  # a p-value below it is more than chance
 NOT_FOR = (
     "For research and education only. This is not a medical device: do not use it to diagnose, to "
     "sort patients or to reassure anybody."
@@ -68,6 +69,16 @@ def of_100(value: float, low: float = math.nan, high: float = math.nan) -> str:
     if math.isnan(low) or math.isnan(high) or low == high:  # all resamples alike tell nothing
         return count
     return f"{count} (95 % interval {100 * low:.0f} to {100 * high:.0f})"
+
+
+def by_chance(gap: Any) -> str:
+    """Whether chance may be all there is to the largest gap between groups, a sentence."""
+    p_value, pairs = (number(get(gap, key)) for key in ("p_value", "n_pairs"))
+    if math.isnan(p_value + pairs):
+        return "This may be chance: how probable that is could not be told."
+    which = f"the largest of {pairs:.0f} differences" if pairs > 1 else "the only difference"
+    told = f"it is {which}, p = {p_value:.2g}."
+    return told.capitalize() if p_value < SIGNIFICANT else f"This may be chance: {told}"
 
 
 def warnings(facts: dict[str, Any]) -> list[str]:
