@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,27 +167,36 @@ def test_two_processes_train_as_one_does_with_the_batches_of_both(
     assert len(list((tmp_path / "logs").glob("*.log"))) == 2, "the second process keeps silent"
 
 
+@pytest.mark.slow
 def test_processes_that_share_the_weights_train_as_those_that_have_all_of_them(
     here: tuple[str, str], tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    options = (*here, *SMALL, *TWO, "training.max_epochs=2", "training.weight_decay=0.5")
-    whole = run("train.py", *options)
+    """Also where they go on. With SGD: what PyTorch saves of Adam's averages is right on a GPU."""
+    options = (*here, *SMALL, *TWO, "training.max_epochs=1", "training.channels_last=false")
+    options += ("training.optimizer=sgd", "training.weight_decay=0.5")
     program = tmp_path / "sharded.py"
     program.write_text(SHARDED)
-    words = [sys.executable, str(program), *options]
-    shared = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    for done in (whole, shared):
-        assert done.returncode == 0, done.stdout + done.stderr
     folders = [tmp_path / f"models/baseline_cnn/version_{n}" for n in (0, 1)]
+
+    def sharded(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(program), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    programs: list[Callable[..., Any]] = [partial(run, "train.py"), sharded]
+    for folder, start in zip(folders, programs, strict=True):
+        last = f"training.resume_from_checkpoint={folder / 'checkpoints/last.ckpt'}"
+        for words in (options, (last, "training.max_epochs=2")):
+            done = start(*words)
+            assert done.returncode == 0, done.stdout + done.stderr
     results = [json.loads((folder / "results.json").read_text()) for folder in folders]
     for name in ("train_loss", "val_loss", "test_loss"):
-        assert results[1][name] == pytest.approx(results[0][name], rel=1e-3), name
+        assert results[1][name] == pytest.approx(results[0][name], rel=1e-4), name
     weights = [
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for folder in folders
     ]
     for name, value in weights[0].items():
-        assert torch.allclose(value, weights[1][name], atol=1e-3), name
+        assert torch.allclose(value, weights[1][name], atol=1e-4), name
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,9 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
         options.precision = "bf16" if _computes_bfloat16(device, depthwise) else "32"
         chosen.append(f"precision {options.precision}")
     if options.channels_last == "auto":
-        options.channels_last = bool(convolutions) and device != "mps"
+        options.channels_last = (
+            bool(convolutions) and device != "mps" and options.strategy != "fsdp"  # see there
+        )
         chosen.append(f"channels {'last' if options.channels_last else 'first'}")
     if options.compile == "auto":
         size = config.data.image_size or DEFAULT_IMAGE_SIZE
