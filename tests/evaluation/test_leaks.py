@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.trained_model import TrainedModel, load_model
 from mlops_project.settings import load
 from mlops_project.training.preparation import open_data
+from mlops_project.training.run import train
 
 Known = dict[str, list[str]]
 Make = Callable[..., TrainedModel]
@@ -264,6 +266,21 @@ def test_the_runs_own_test_split_is_clean_and_its_training_split_is_not(make: Ma
     assert facts["n_shared_with_validation"] == (known["split"] == "val").sum()
     left = everything.without(set(facts["leaked_images"]))
     assert audited([model], left)["status"] == "clean"
+
+
+def test_what_a_run_has_left_out_is_not_decoded_to_compare_with(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["data.image_size=32", "data.subsample_percentage=0.5", "training.max_epochs=1"]
+    result = train(load([f"data.data_dir={demo_folder}", *small]))
+    assert result.folder is not None
+    split = pd.read_csv(result.folder / "split.csv")["split"]
+    shutil.rmtree("data/cache")
+    evaluate([result.checkpoint])
+    (rows,) = Path("data/cache").glob("*/rows.u32")
+    decoded = np.fromfile(rows, dtype="<u4").reshape(-1, 2)[:, 0]
+    assert 0 < decoded.sum() == (split != "unused").sum() < len(split)
 
 
 def test_an_ensemble_was_trained_on_what_any_of_it_was_trained_on(make: Make) -> None:

@@ -55,7 +55,8 @@ def training_pictures(models: Sequence[TrainedModel], evaluated: Images) -> Pict
         try:
             own = list(group)
             # What was trained on before the run may be of another split of it.
-            part = "all" if any(model.facts.get("earlier") for model in own) else "train"
+            before = any(model.facts.get("earlier", {}).get("image_id") for model in own)
+            part = "all" if before else "train"
             images = open_images(own, moved_to(own, evaluated), part)
             learned = {i for model in own for i in trained_on(model.facts)["image_id"]}
             images = images.without(set(images.table["image_id"]) - learned)
