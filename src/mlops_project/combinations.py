@@ -65,5 +65,5 @@ def warn_of_a_short_training(training: TrainingConfig) -> None:
             "end%s; a shorter warm-up leaves epochs at the full rate",
             warmup,
             epochs,
-            "" if warmup == epochs else f", to {epochs / warmup:.0%} of the full rate",
+            "" if warmup == epochs else ", to a part of the full rate only",
         )

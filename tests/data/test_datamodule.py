@@ -303,6 +303,14 @@ def test_batches_that_nothing_was_decoded_for_are_refused(
     assert all(images.any() for images, _, _ in ask())
 
 
+def test_one_stage_after_another_leaves_the_batches_of_both(make_folder: MakeFolder) -> None:
+    module = HAM10000DataModule(make_folder(), batch_size=4, image_size=32)
+    for stage in ("validate", "test"):
+        module.setup(stage)
+    for loader in (module.val_dataloader(), module.test_dataloader()):
+        assert all(images.any() for images, _, _ in loader)
+
+
 def test_a_batch_size_is_found_by_a_training_only(make_folder: MakeFolder) -> None:
     module = _module(make_folder(), batch_size="auto")
     with pytest.raises(InputError, match=r"data\.batch_size=auto: only a training finds it"):

@@ -104,7 +104,7 @@ def test_the_logged_rate_follows_the_formula_with_accumulation(run_here: Train) 
     [
         ("0.9", None),
         ("1", "training.warmup_epochs=1, of training.max_epochs=1: the learning rate rises to the"),
-        ("4", "the learning rate rises to the end, to 25% of the full rate"),
+        ("4", "the learning rate rises to the end, to a part of the full rate"),
     ],
 )
 def test_a_run_that_ends_in_its_warm_up_says_so(

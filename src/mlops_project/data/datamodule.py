@@ -97,7 +97,8 @@ class HAM10000DataModule(pl.LightningDataModule):
         self.class_names = diagnoses.class_names(num_classes)
         self.source: Source | None = None
         self._images: ImageCache | Undecoded | None = None
-        self._decoded: set[int] = set()
+        self._decoded: set[int] = set()  # of the present stage
+        self._ready: set[int] = set()  # of all stages so far
         self._delivery = Delivery(self.settings.device_cache, self.image_size)
         self._workers: int | None = None
         self._training_batches: TrainingBatches | None = None
@@ -194,6 +195,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         else:
             self._images = open_cache(self.table, rows, side, folder)
         self._decoded, self._delivery.images = wanted, None
+        self._ready |= wanted
         bad = self._images.unreadable
         if bad:
             named = [f"{self.table['image_id'].iloc[row]} ({why})" for row, why in bad.items()]
@@ -318,7 +320,7 @@ class HAM10000DataModule(pl.LightningDataModule):
 
     def _require_decoded(self, rows: np.ndarray) -> None:
         """Images that another stage has not asked for may be black in the cache."""
-        if not self._decoded.issuperset(rows.tolist()):
+        if not self._ready.issuperset(rows.tolist()):
             raise InputError(NOT_SET_UP)
 
     def _goes_to_a_gpu(self) -> bool:

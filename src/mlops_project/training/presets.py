@@ -54,7 +54,9 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
         chosen.append(f"precision {options.precision}")
     if options.channels_last == "auto":
         options.channels_last = (
-            bool(convolutions) and device != "mps" and options.strategy != "fsdp"  # see there
+            bool(convolutions)
+            and device != "mps"
+            and options.strategy != "fsdp"  # see `_check_fsdp`
         )
         chosen.append(f"channels {'last' if options.channels_last else 'first'}")
     if options.compile == "auto":

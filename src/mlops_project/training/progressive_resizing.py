@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlops_project.config import Config
+from mlops_project.config import DEFAULT_IMAGE_SIZE, Config
 
 
 def side_in(epoch: int, config: Config, time_used: float = 0.0) -> int:
@@ -29,6 +29,6 @@ def side_in(epoch: int, config: Config, time_used: float = 0.0) -> int:
 
 def sides_in(config: Config) -> list[int]:
     """All sides that training images may have in a run, pixels, in rising order."""
-    end = config.data.image_size or 224
+    end = config.data.image_size or DEFAULT_IMAGE_SIZE
     start = config.data.start_size or end
     return sorted({start, *range(-(-start // 16) * 16, end, 16), end})

@@ -76,8 +76,10 @@ class Resume:
         """Whether its run has gone further, and an earlier epoch is asked for by name."""
         if self.folder is None or self.path.name in (LAST, folders.PREVIOUS):
             return False
-        table = self.folder / "metrics.csv"
-        return table.is_file() and len(pd.read_csv(table)) > self.epochs_done
+        try:
+            return len(pd.read_csv(self.folder / "metrics.csv")) > self.epochs_done
+        except (OSError, ValueError):  # it is made anew from the checkpoint
+            return False
 
     def auto(self, config: Config) -> set[str]:
         """Names of the settings that the run has found for "auto", and that it keeps."""
@@ -172,12 +174,13 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
         return config, None
     resume = open_resume(wanted)
     before, path = resume.facts["config"], resume.path
+    own = settings.from_container(before)
     check_changes(
         differences(config, given, before),
         path,
         allowed=config.training.allow_changes,
         within_epoch=resume.within_epoch,
-        monitor=before["training"]["monitor_metric"],
+        monitor=own.training.monitor_metric,
     )
     result = settings.resolve(merged(config, given, before))
     if result.training.max_epochs < resume.epochs_done:
@@ -185,13 +188,14 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
             f"training.max_epochs={result.training.max_epochs}: {path} has "
             f"{resume.epochs_done} behind it"
         )
-    same = settings.shaping(result) == settings.shaping(settings.from_container(before))
+    same = settings.shaping(result) == settings.shaping(own)
     if given is not None and not same and resume.has_later_epochs:
         log.warning(
             "%s has later epochs, which stay: with other settings this goes on in a folder of its "
             "own",
             resume.folder,
         )
+        folders.release()  # it is left alone, and others may go on from it
         resume.folder = None
     return result, resume
 

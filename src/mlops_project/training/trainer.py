@@ -184,7 +184,7 @@ def _check_fsdp(options: TrainingConfig) -> None:
     """
     clips = options.gradient_clip_val and options.gradient_clip_algorithm == "norm"
     for name, given in (
-        ("gradient_clip_val", clips),
+        ("gradient_clip_algorithm=norm", clips),
         ("ema_decay", options.ema_decay),
         ("on_nonfinite=skip", options.on_nonfinite == "skip"),
         ("channels_last=true", options.channels_last is True),

@@ -185,7 +185,7 @@ def subgroups(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | Non
     for text, (_, own) in zip(axes.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if own is None else "normal")
     axes.tick_params(axis="y", length=0)
-    few = f"\n{untold:,} groups with too few lesions" if untold else ""
+    few = f"\n{untold:,} group{'s' * (untold != 1)} with too few lesions" if untold else ""
     axes.set(xlim=(low, 1), ylim=(len(rows) - 0.5, -0.7), xlabel=f"AUROC, 95 % interval{few}")
     axes.grid(axis="y", visible=False)
     worst, best = (f(values, key=lambda g: values[g]) for f in (min, max))
