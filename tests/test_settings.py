@@ -220,6 +220,13 @@ def test_a_wrong_value_is_answered_with_what_is_right(
         (["data.val_fraction=0.45", "data.test_fraction=0.45"], "training"),
         (["training.progressive_unfreezing=1", "training.unfreeze_schedule=5,4"], "must not fall"),
         (["training.progressive_unfreezing=1", "training.unfreeze_schedule=[]"], "like [5,10,15]"),
+        (
+            ["training.strategy=fsdp", "training.gradient_clip_val=1"],
+            "gradient_clip_algorithm=norm",
+        ),
+        (["training.strategy=fsdp", "training.ema_decay=0.9"], "ema_decay: does not go with"),
+        (["training.strategy=fsdp", "training.on_nonfinite=skip"], "on_nonfinite=skip: does not"),
+        (["training.strategy=fsdp", "training.channels_last=true"], "channels_last=true: does not"),
         (["training.max_time=00:00:00:00"], "training.max_time=00:00:00:00: must be more than"),
         (["training.max_time=9999999999:00:00:00"], "at most 3650 days"),
     ],

@@ -54,6 +54,28 @@ def check_training(training: TrainingConfig) -> None:
         raise InputError(
             f"training.unfreeze_schedule={schedule}: the epochs must not fall, like [0,0,5,10]"
         )
+    if training.strategy == "fsdp":
+        _check_sharding(training)
+
+
+def _check_sharding(training: TrainingConfig) -> None:
+    """Refuses what looks at all weights or gradients, of which a process has only its share.
+
+    And channels last: of such weights PyTorch 2.15 keeps the shares in the order of memory, but
+    gives a run that goes on the optimizer's averages in the order of channels first.
+    """
+    clips = training.gradient_clip_val and training.gradient_clip_algorithm == "norm"
+    for name, given in (
+        ("gradient_clip_algorithm=norm", clips),
+        ("ema_decay", training.ema_decay),
+        ("on_nonfinite=skip", training.on_nonfinite == "skip"),
+        ("channels_last=true", training.channels_last is True),
+    ):
+        if given:
+            raise InputError(
+                f"training.{name}: does not go with training.strategy=fsdp, where each process has "
+                "a part of the weights only; it does with training.strategy=ddp"
+            )
 
 
 def warn_of_a_short_training(training: TrainingConfig) -> None:

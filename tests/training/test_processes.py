@@ -71,6 +71,15 @@ if __name__ == "__main__":
 """
 
 
+def assert_same_weights(folders: list[Path], tolerance: float) -> None:
+    weights = [
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for folder in folders
+    ]
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=tolerance), name
+
+
 def run_faulty(folder: Path, data: Path, fault: str, rank: int = 1) -> tuple[int, str, float]:
     """Runs the program; its exit code, output, and the seconds that it took after the fault."""
     program = folder / "faulty.py"
@@ -158,12 +167,7 @@ def test_two_processes_train_as_one_does_with_the_batches_of_both(
     assert tables[0]["step"] == tables[1]["step"]
     for name in ("train_loss", "val_loss"):
         assert tables[1][name] == pytest.approx(tables[0][name], rel=1e-4), name
-    weights = [
-        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for folder in folders
-    ]
-    for name, value in weights[0].items():
-        assert torch.allclose(value, weights[1][name], atol=1e-3), name
+    assert_same_weights(folders, 1e-3)
     assert len(list((tmp_path / "logs").glob("*.log"))) == 2, "the second process keeps silent"
 
 
@@ -191,12 +195,7 @@ def test_processes_that_share_the_weights_train_as_those_that_have_all_of_them(
     results = [json.loads((folder / "results.json").read_text()) for folder in folders]
     for name in ("train_loss", "val_loss", "test_loss"):
         assert results[1][name] == pytest.approx(results[0][name], rel=1e-4), name
-    weights = [
-        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for folder in folders
-    ]
-    for name, value in weights[0].items():
-        assert torch.allclose(value, weights[1][name], atol=1e-4), name
+    assert_same_weights(folders, 1e-4)
 
 
 @pytest.mark.parametrize(

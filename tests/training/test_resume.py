@@ -28,8 +28,8 @@ from mlops_project.training.checkpoints import (
     AtomicCheckpointIO,
     load_checkpoint,
 )
-from mlops_project.training.folders import new_run_folder
-from mlops_project.training.resume import open_resume
+from mlops_project.training.folders import new_run_folder, release
+from mlops_project.training.resume import find_resume, open_resume
 from mlops_project.training.run import Result, train
 
 Train = Callable[..., Result]
@@ -248,6 +248,21 @@ def test_going_back_with_other_settings_leaves_the_run_as_it_is(
     assert len(pd.read_csv(result.folder / "metrics.csv")) == 3
     assert (result.folder / "checkpoints" / first.name).is_file()
     assert "has later epochs, which stay" in capfd.readouterr().out
+
+
+def test_a_run_that_is_only_branched_off_is_free_for_others(train_here: Train) -> None:
+    train_here("training.max_epochs=2", once=True)
+    first = next(p for p in sorted(LAST.parent.glob("epoch=*")))
+    words = (f"training.resume_from_checkpoint={first}", "training.max_epochs=3")
+    asked = settings.load([*words]), settings.given([*words])
+    try:
+        assert find_resume(*asked)[1].folder is None  # type: ignore[union-attr]
+        program = "import sys; from pathlib import Path; from mlops_project.training import folders"
+        program += "; folders.hold(Path(sys.argv[1]))"
+        other = subprocess.run([sys.executable, "-c", program, str(RUN)], capture_output=True)
+        assert other.returncode == 0, other.stderr
+    finally:
+        release()
 
 
 def test_a_loss_does_not_change_where_the_best_epoch_is_chosen_by_it(train_here: Train) -> None:

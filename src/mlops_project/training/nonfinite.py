@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from mlops_project.config import TrainingConfig
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.errors import ProjectError
+from mlops_project.printable import listed
 from mlops_project.training.arrivals import Arrivals
 from mlops_project.training.checkpoints import newest_good
 
@@ -155,9 +156,7 @@ class NonFinite(Callback):
     def _names(self, rows: torch.Tensor) -> str:
         table = self.data.table
         positions = rows.cpu().numpy() % len(table)  # a draw is a row, plus its repetitions
-        names = table["image_id"].iloc[positions[:SHOWN]].tolist()
-        more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-        return ", ".join(names) + more
+        return listed(table["image_id"].iloc[positions].tolist(), SHOWN)
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}

@@ -56,7 +56,7 @@ def choose_presets(config: Config, network: nn.Module, images: int) -> None:
         options.channels_last = (
             bool(convolutions)
             and device != "mps"
-            and options.strategy != "fsdp"  # see `_check_fsdp`
+            and options.strategy != "fsdp"  # see `combinations`
         )
         chosen.append(f"channels {'last' if options.channels_last else 'first'}")
     if options.compile == "auto":

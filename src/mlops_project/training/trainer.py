@@ -171,29 +171,8 @@ def _strategy(options: TrainingConfig) -> Any:
         # DDP would wait for the gradients of frozen parameters.
         return WatchedDDP(find_unused_parameters=freezes(options), timeout=patience)
     if options.strategy == "fsdp":
-        _check_fsdp(options)
         return WatchedFSDP(timeout=patience)
     return options.strategy
-
-
-def _check_fsdp(options: TrainingConfig) -> None:
-    """Refuses what looks at all weights or gradients, of which a process has only its share.
-
-    And channels last: of such weights PyTorch 2.15 keeps the shares in the order of memory, but
-    gives a run that goes on the optimizer's averages in the order of channels first.
-    """
-    clips = options.gradient_clip_val and options.gradient_clip_algorithm == "norm"
-    for name, given in (
-        ("gradient_clip_algorithm=norm", clips),
-        ("ema_decay", options.ema_decay),
-        ("on_nonfinite=skip", options.on_nonfinite == "skip"),
-        ("channels_last=true", options.channels_last is True),
-    ):
-        if given:
-            raise InputError(
-                f"training.{name}: does not go with training.strategy=fsdp, where each process has "
-                "a part of the weights only; it does with training.strategy=ddp"
-            )
 
 
 class _NoProfiler(PassThroughProfiler):
