@@ -337,7 +337,7 @@ def test_the_lesions_that_the_table_tells_now_count_too() -> None:
     small = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
     seen, ids = [split_of({"a": ("A", "train")})], np.array(["a"], dtype=object)
     table = table_of(("b", "NEW"))
-    for now, leaked in (("A", []), ("NEW", ["b"])):
+    for now, leaked in (("a", []), ("new", ["b"])):
         lesions = np.array([now], dtype=object)
         training = Pictures(ids, small[:1], np.ones((1, 1), dtype=bool), lesions)
         assert audit(seen, table, small[1:], training)["leaked_images"] == leaked
@@ -351,3 +351,11 @@ def test_the_name_of_an_image_without_a_lesion_is_no_lesion_of_another_table() -
     assert audit([seen], table)["n_shared_with_validation"] == 0
     several = table_of(("7", "7"), ("7b", "7"))  # a lesion called by its first image
     assert known_split(several, seen).tolist() == ["train", "train"]
+
+
+def test_a_lesion_is_known_again_however_another_table_writes_its_id() -> None:
+    seen = split_of({"img1": ("HAM_1", "train"), "img2": ("12", "val"), "img3": ("9", "train")})
+    table = table_of(("new1", "ham_1"), ("new2", "12.0"), ("new3", "HAM_10"))
+    assert known_split(table, seen).tolist() == ["train", "val", "test"]
+    facts = audit([seen], table)
+    assert (facts["leaked_images"], facts["n_shared_with_validation"]) == (["new1"], 1)

@@ -161,11 +161,12 @@ def spelled_alike(lesion_ids: pd.Series) -> pd.Series:
     a whole number, as a decimal one: taken for several lesions, they would be in several splits.
     Which row comes first makes no difference, and ids without a double stay as they are.
     """
-    first = {_lesion_key(name): name for name in sorted(set(lesion_ids), reverse=True)}
-    return lesion_ids.map(lambda name: first[_lesion_key(name)])
+    first = {lesion_key(name): name for name in sorted(set(lesion_ids), reverse=True)}
+    return lesion_ids.map(lambda name: first[lesion_key(name)])
 
 
-def _lesion_key(lesion_id: str) -> str:
+def lesion_key(lesion_id: str) -> str:
+    """By which a lesion is known, however a table writes its id."""
     return re.sub(r"^(\d+)\.0+$", r"\1", plain(lesion_id))
 
 
@@ -184,7 +185,7 @@ def diagnoses_of(path: Path) -> dict[str, tuple[str, str]] | None:
     rows = _read_metadata(path, unlabelled=True)
     lesions = rows["lesion_id"].mask(rows["lesion_id"] == rows["image_id"], "")
     names = rows["image_id"].map(plain)
-    return dict(zip(names, zip(rows["dx"], lesions.map(_lesion_key), strict=True), strict=True))
+    return dict(zip(names, zip(rows["dx"], lesions.map(lesion_key), strict=True), strict=True))
 
 
 def renamed(columns: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ import pandas as pd
 from mlops_project.data import same_pictures
 from mlops_project.data.archives import plain
 from mlops_project.data.splits import told_lesions
+from mlops_project.data.tables import lesion_key
 from mlops_project.errors import InputError
 from mlops_project.evaluation.images import Images, moved_to, open_images
 from mlops_project.evaluation.membership import names_of
@@ -30,7 +31,7 @@ class Pictures:
         image_id: object [N]; two folders may have one id for two pictures.
         thumbnails: uint8 [N, 3, S, S], of `same_pictures.thumbnails`.
         trained: which of the M models were trained on it, bool [M, N].
-        lesion_id: that the table tells now, object [N]; None where it tells none.
+        lesion_id: that the table tells now, `told_lesions`, object [N].
     """
 
     image_id: np.ndarray
@@ -149,7 +150,7 @@ def audit(
     called = names_of(evaluated["image_id"])
     same_image = _same_name(called, trained, asked)
     told = pd.Index(told_lesions(evaluated))
-    same_lesion = _shared(told, "lesion_id", trained, asked)
+    same_lesion = _same_lesion(told, trained, asked)
     if training is not None:  # the table may have been corrected since
         now = [told.isin(training.lesion_id[own]) for own in training.trained]
         same_lesion |= (np.stack(now) & asked & told.notna()).any(axis=0)
@@ -221,7 +222,7 @@ def chosen_by(
     parts = [pd.DataFrame(split) for split in seen]
     validated = [part[part["split"] == "val"] for part in parts]
     found = _same_name(names_of(evaluated["image_id"]), validated, asked)
-    return found | _shared(pd.Index(told_lesions(evaluated)), "lesion_id", validated, asked)
+    return found | _same_lesion(pd.Index(told_lesions(evaluated)), validated, asked)
 
 
 def _same_name(
@@ -233,9 +234,10 @@ def _same_name(
     return (np.stack(found) & asked).any(axis=0)
 
 
-def _shared(ids: pd.Index, column: str, parts: list[pd.DataFrame], asked: np.ndarray) -> np.ndarray:
-    """Which images have their id in the part of a model that is asked about them, bool [N]."""
-    return (np.stack([ids.isin(part[column]) for part in parts]) & asked).any(axis=0)
+def _same_lesion(told: pd.Index, parts: list[pd.DataFrame], asked: np.ndarray) -> np.ndarray:
+    """Which of `told_lesions` are in the part of a model that is asked about them, bool [N]."""
+    known = [part["lesion_id"].map(lesion_key) for part in parts]
+    return (np.stack([told.isin(ids) for ids in known]) & asked).any(axis=0)
 
 
 def _sentence(facts: dict[str, Any], images: int, ways: str) -> str:

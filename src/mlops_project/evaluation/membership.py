@@ -9,7 +9,7 @@ import pandas as pd
 
 from mlops_project.data.archives import plain
 from mlops_project.data.splits import SPLITS, UNUSED, subsample, told_lesions
-from mlops_project.data.tables import without_ending
+from mlops_project.data.tables import lesion_key, without_ending
 from mlops_project.errors import InputError
 from mlops_project.evaluation.trained_model import TrainedModel
 
@@ -31,7 +31,7 @@ def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
     """
     of_image = dict(zip(map(plain, seen["image_id"]), seen["split"], strict=True))
     of_lesion: dict[str, str] = {}
-    for lesion, part in zip(seen["lesion_id"], seen["split"], strict=True):
+    for lesion, part in zip(map(lesion_key, seen["lesion_id"]), seen["split"], strict=True):
         if of_lesion.get(lesion, UNUSED) == UNUSED:
             of_lesion[lesion] = part
     whole, bare = names_of(table["image_id"])
