@@ -71,7 +71,7 @@ def evaluate(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="To write to (default: reports/evaluation/<model>-version_N).", metavar="DIR"
+            help="To write to (default: reports/evaluation/MODEL-version_N).", metavar="DIR"
         ),
     ] = None,
 ) -> None:
