@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +21,6 @@ MAX_PIXELS = 89_478_485  # where Pillow starts to warn of one
 MAX_SCANS = 100  # of a progressive JPEG; cameras write 10, and each may take as long as an image
 # The formats of photographs. Pillow knows more, among them some that start other programs (EPS).
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
-# Warnings of no use here: by their text, that torchvision's decoder will leave, which until then is
-# the fastest one; by their module, what Pillow says of images, which can be used or cannot.
-ANNOUNCEMENT = re.compile("The image decoding and encoding capabilities", re.IGNORECASE)
 PILLOW = re.compile(r"PIL\.")
 
 
@@ -63,21 +59,22 @@ def decode(data: bytes, side: int) -> np.ndarray:
             raise UnreadableImage(f"more than {MAX_SCANS} scans in a JPEG")
         pixels = _decode_plain_jpeg(data, header)
     if pixels is None:
-        pixels = torch.from_numpy(_decode_with_pillow(data)).permute(2, 0, 1)
-    height, width = pixels.shape[1:]
+        pixels = _decode_with_pillow(data)
+    height, width = pixels.shape[:2]
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2
-    square = pixels[None, :, top : top + short, left : left + short]
+    square = torch.from_numpy(
+        np.ascontiguousarray(pixels[top : top + short, left : left + short])
+    ).permute(2, 0, 1)
     if short != side:
-        # The kernel for uint8 is fastest with the channels last.
         square = interpolate(
-            square.contiguous(memory_format=torch.channels_last),
+            square[None],  # its channels are last, for which the kernel for uint8 is fastest
             size=(side, side),
             mode="bilinear",
             antialias=True,
             align_corners=False,
-        )
-    return square[0].contiguous().numpy()
+        )[0]
+    return np.ascontiguousarray(square.numpy())
 
 
 @contextmanager
@@ -101,25 +98,13 @@ def decoding_threads(workers: int | None = None) -> Iterator[ThreadPoolExecutor]
         torch.set_num_threads(threads)
 
 
-@cache
-def _torchvision_decoder():
-    try:
-        from torchvision.io import ImageReadMode, decode_jpeg
-    except ImportError:
-        return lambda data: None
-    return lambda data: decode_jpeg(data, mode=ImageReadMode.RGB)
-
-
 def _leave_out_warnings() -> None:
-    """Ignores the decoders' warnings from here on.
+    """Ignores Pillow's warnings from here on: an image can be used, or it cannot.
 
     Not with `warnings.catch_warnings`: images are decoded in many threads, and where these overlap
     it leaves the filters of one of them behind, for all warnings of the program.
     """
-    known = {part for entry in warnings.filters for part in (entry[1], entry[3])}
-    if ANNOUNCEMENT not in known:
-        warnings.filterwarnings("ignore", message=ANNOUNCEMENT.pattern)
-    if PILLOW not in known:
+    if PILLOW not in {entry[3] for entry in warnings.filters}:
         warnings.filterwarnings("ignore", module=PILLOW.pattern)
 
 
@@ -131,9 +116,9 @@ class _JpegHeader(NamedTuple):
     oriented: bool  # turned by a camera, or with colours of Adobe's own
 
 
-def _decode_plain_jpeg(data: bytes, header: _JpegHeader | None):
-    """Pixels uint8 [3, H, W] of a whole, upright JPEG with three components, else None."""
-    import torch
+def _decode_plain_jpeg(data: bytes, header: _JpegHeader | None) -> np.ndarray | None:
+    """RGB uint8 [H, W, 3] of a whole, upright JPEG with three components, else None."""
+    import cv2
 
     if header is None or not data.rstrip(b"\0\r\n").endswith(b"\xff\xd9"):
         return None
@@ -141,11 +126,12 @@ def _decode_plain_jpeg(data: bytes, header: _JpegHeader | None):
         return None
     if not 0 < header.height * header.width <= MAX_PIXELS:
         return None
-    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # it wants a writable one
-    try:
-        return _torchvision_decoder()(buffer)
-    except RuntimeError:
-        return None  # Pillow finds words for it
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+    # What damage has cut off is filled up with one colour, also where Pillow refuses the image.
+    if pixels is None or len(pixels) < 2 or np.array_equal(pixels[-1], pixels[-2]):
+        return None
+    return pixels
 
 
 def _jpeg_header(data: bytes) -> _JpegHeader | None:
