@@ -325,6 +325,31 @@ def test_a_trial_that_all_workers_die_of_is_given_up_and_told(
     assert any(line.startswith(f"given up, for {RETRIES + 1} workers") for line in lines)
 
 
+def test_a_combination_of_a_grid_that_failed_is_tried_again_by_the_next_worker(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path = write_sweep(method="grid", parameters={"training.learning_rate": {"values": [0.1, 0.2]}})
+    address = f"sqlite:///{tmp_path / 'study.db'}"
+    for ends_well in (False, True):
+        study = open_study(path, address)
+        lines: list[str] = []
+        while True:
+            try:
+                trial = study.claim(2)
+            except Done:
+                break
+            assert trial is not None
+            if ends_well or trial.params["training.learning_rate"] == 0.2:
+                study.complete(trial, 0.5)
+            else:
+                study.fail(trial, "the disk is full")
+        report(study, tmp_path, lines.append)
+        told = "of the grid 1 failed; the same command tries them again" in lines
+        assert told != ends_well
+    rates = [t.params["training.learning_rate"] for t in study.trials()]
+    assert rates == [0.1, 0.2, 0.1]
+
+
 def test_the_target_ends_a_search(write_sweep: WriteSweep, tmp_path: Path) -> None:
     metric = {"name": "val_auroc", "goal": "maximize", "target": 0.9}
     study = open_study(write_sweep(metric=metric), f"sqlite:///{tmp_path / 'study.db'}")

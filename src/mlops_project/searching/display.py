@@ -15,6 +15,7 @@ from mlops_project.searching.sweep import Sweep
 from mlops_project.searching.trials import (
     best_number,
     count,
+    failed_combinations,
     duration,
     has_failed,
     state,
@@ -88,9 +89,9 @@ class Display:
         self._waits = True
 
     def _left(self, trials: Sequence[FrozenTrial]) -> int:
-        counts = count(trials)
         # A grid has no other combination in the place of a failed one.
-        return self.total - counts.done - (counts.failed if self.sweep.method == "grid" else 0)
+        failed = failed_combinations(trials) if self.sweep.method == "grid" else 0
+        return self.total - count(trials).done - failed
 
     def _line(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:
         """A finished trial, in one line."""

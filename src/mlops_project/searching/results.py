@@ -14,7 +14,14 @@ from mlops_project.errors import ProjectError
 from mlops_project.files import atomic_write
 from mlops_project.searching.storage import DEATHS, RETRIES
 from mlops_project.searching.study import Study
-from mlops_project.searching.trials import abandoned, best_number, count, duration, state
+from mlops_project.searching.trials import (
+    abandoned,
+    best_number,
+    count,
+    duration,
+    failed_combinations,
+    state,
+)
 from mlops_project.training.folders import table_text
 
 if TYPE_CHECKING:
@@ -127,6 +134,8 @@ def report(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
         + (f"; {counts.failed} more failed" if counts.failed else "")
         + (f"; {statistics.fmean(seconds):.0f} s each" if seconds else "")
     )
+    if study.sweep.method == "grid" and (failed := failed_combinations(trials)):
+        tell(f"of the grid {failed} failed; the same command tries them again")
     lost = [t for t in abandoned(trials) if t.system_attrs.get(DEATHS, 0) >= RETRIES]
     if lost:
         numbers = ", ".join(str(t.number) for t in lost)

@@ -157,9 +157,15 @@ class Study:
         return set(trial.params) == set(self._distributions)
 
     def _next_combination(self, trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
-        """The first combination of the grid that no trial has had."""
+        """The first combination of the grid that no trial has had.
+
+        But for trials that failed before this worker started: what was in their way may be gone.
+        """
         names = [p.name for p in self.sweep.parameters]
-        tried = {_key(t.params.get(name) for name in names) for t in trials}
+        before = {t.number for t in trials if has_failed(t)} & self._failed_before
+        tried = {
+            _key(t.params.get(name) for name in names) for t in trials if t.number not in before
+        }
         for values in itertools.product(*(p.values() for p in self.sweep.parameters)):
             if _key(values) not in tried:
                 return dict(zip(names, values, strict=True))

@@ -45,6 +45,14 @@ def has_failed(trial: FrozenTrial) -> bool:
     return trial.state.name == "FAIL" and error not in (None, INTERRUPTED)
 
 
+def failed_combinations(trials: Sequence[FrozenTrial]) -> int:
+    """Number of combinations of a grid that have failed, and not come through in another trial."""
+    ways: dict[bool, set[str]] = {True: set(), False: set()}
+    for trial in trials:
+        ways[has_failed(trial)].add(repr(sorted(trial.params.items())))
+    return len(ways[True] - ways[False])
+
+
 def count(trials: Sequence[FrozenTrial]) -> Counts:
     """How far a search is."""
     states = [t.state.name for t in trials]
