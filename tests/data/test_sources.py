@@ -286,3 +286,52 @@ def test_what_macos_leaves_behind_is_ignored(lay_out, tmp_path: Path) -> None:
     source = read_source(tmp_path)
     assert source.table["image_id"].tolist() == IMAGES
     _assert_images_are_their_own(source)
+
+
+def test_rows_without_an_image_id_are_told_and_empty_ones_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _images(tmp_path / "images", IMAGES)
+    table = _write(tmp_path / "metadata.csv", TABLE + ",,,,,,,\n")
+    assert len(read_source(tmp_path).table) == 4
+    assert not caplog.records
+    _write(table, TABLE.replace("ISIC_0000004", ""))
+    assert len(read_source(tmp_path).table) == 3
+    assert f"{table}: 1 rows have no image_id and are left out" in caplog.text
+
+
+def test_images_may_be_named_by_their_path(tmp_path: Path) -> None:
+    _images(tmp_path / "imgs", IMAGES)
+    named = TABLE.replace("ISIC_0000001", "imgs/ISIC_0000001.jpg").replace(
+        "ISIC_0000002", "imgs\\ISIC_0000002.jpg"
+    )
+    _write(tmp_path / "table.csv", named)
+    assert read_source(tmp_path).table["image_id"].tolist() == IMAGES
+
+
+def test_a_blank_around_the_name_of_a_file_is_none_of_its_name(tmp_path: Path) -> None:
+    _images(tmp_path / "images", [f" {IMAGES[0]} ", *IMAGES[1:]])
+    _write(tmp_path / "metadata.csv", TABLE)
+    assert read_source(tmp_path).missing == ()
+
+
+def test_a_ground_truth_may_have_lesions_and_weights_too(tmp_path: Path) -> None:
+    _images(tmp_path / "ISIC_Input", IMAGES)
+    lines = TRUTH.splitlines()
+    more = [",lesion_id,score_weight", *(f",HAM_{n},0.5" for n in (1, 1, 2, 3))]
+    text = "\n".join(line + other for line, other in zip(lines, more, strict=True))
+    _write(tmp_path / "ISIC_GroundTruth.csv", text)
+    table = read_source(tmp_path).table
+    assert table["lesion_id"].tolist() == ["HAM_1", "HAM_1", "HAM_2", "HAM_3"]
+    assert table["dx"].tolist() == ["mel", "mel", "bkl", "nv"]
+
+
+def test_lists_that_tell_different_lesions_of_an_image_are_refused(tmp_path: Path) -> None:
+    _images(tmp_path / "ISIC_Input", IMAGES)
+    _write(tmp_path / "ISIC_GroundTruth.csv", TRUTH)
+    _write(tmp_path / "ISIC_LesionGroupings.csv", GROUPINGS)
+    other = _write(tmp_path / "old_LesionGroupings.csv", GROUPINGS.lower())
+    assert read_source(tmp_path).table["lesion_id"].nunique() == 3
+    _write(other, GROUPINGS.replace("2,HAM_0000001", "2,HAM_0000009"))
+    with pytest.raises(InputError, match="another lesion of 'isic_0000002' than was told"):
+        read_source(tmp_path)

@@ -90,7 +90,7 @@ def image_files(places: list[Path]) -> Files:
     files: dict[str, tuple[str, str]] = {}
     doubles: dict[str, tuple[str, str]] = {}
     for name, path, member in find_images(places):
-        image = plain(os.path.splitext(name)[0])
+        image = plain(os.path.splitext(name)[0].strip())  # as the cells of tables are
         first = files.setdefault(image, (path, member))
         # Kaggle's archive has each image twice, in folders that differ in case.
         if (

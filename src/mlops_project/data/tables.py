@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
 import warnings
 import zipfile
@@ -17,6 +18,8 @@ from mlops_project.data.archives import DAMAGED, IMAGE_ENDINGS, is_junk, is_zip,
 from mlops_project.errors import InputError
 from mlops_project.printable import first_line, printable
 
+log = logging.getLogger("mlops_project")
+
 TABLE_ENDINGS = (".csv", ".tab", ".tsv", "", ".txt")
 MAX_TABLE_BYTES = 500 * 2**20
 # What the ISIC challenges, the ISIC archive and others call our columns.
@@ -25,6 +28,8 @@ OTHER_NAMES = {
     "age": ("age_approx",),
     "localization": ("anatom_site_general",),
 }
+# Columns of the ISIC 2019 test's ground truth that are no diagnoses.
+WEIGHTS = ("score_weight", "validation_weight")
 # How programs write that a cell is empty (R, pandas, SQL), and people
 MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none", "unknown", "-", "?")
 PREDICTED = "y_pred"  # a column of the predictions that an evaluation leaves
@@ -150,6 +155,10 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
         rows = _read_challenge(path, folder, unlabelled)
     else:
         rows = _read_metadata(path, unlabelled)
+        named = rows["image_id"] != ""
+        if not named.all():
+            log.warning("%s: %d rows have no image_id and are left out", path, (~named).sum())
+            rows = rows[named].reset_index(drop=True)
     rows["lesion_id"] = spelled_alike(rows["lesion_id"])
     return rows
 
@@ -183,6 +192,7 @@ def diagnoses_of(path: Path) -> dict[str, tuple[str, str]] | None:
     if not {"image_id", "dx"} <= set(table.columns) or PREDICTED in table.columns:
         return None
     rows = _read_metadata(path, unlabelled=True)
+    rows = rows[rows["image_id"] != ""]
     lesions = rows["lesion_id"].mask(rows["lesion_id"] == rows["image_id"], "")
     names = rows["image_id"].map(plain)
     return dict(zip(names, zip(rows["dx"], lesions.map(lesion_key), strict=True), strict=True))
@@ -204,8 +214,9 @@ def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
     if unlabelled and "dx" not in raw.columns:
         raw["dx"] = ""
     _require(raw, ("image_id", "dx"), path)
-    raw = raw[raw["image_id"] != ""]
-    table = pd.DataFrame({"image_id": without_ending(raw["image_id"])})
+    raw = raw[(raw != "").any(axis=1)]  # a spreadsheet may leave empty rows at the end
+    names = raw["image_id"].str.replace(r"^.*[/\\]", "", regex=True)  # of files, maybe in folders
+    table = pd.DataFrame({"image_id": without_ending(names)})
     lesions = raw["lesion_id"] if "lesion_id" in raw.columns else pd.Series("", index=raw.index)
     table["lesion_id"] = lesions.mask(lesions.str.lower().isin(MISSING), table["image_id"])
     dx = raw["dx"].str.lower()
@@ -228,7 +239,7 @@ def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
     """A one-hot ground truth, with the lesions of a LesionGroupings table if there is one."""
     raw = read_table(path)
     _require(raw, ("image",), path)
-    classes = [c for c in raw.columns if c != "image"]
+    classes = [c for c in raw.columns if c not in ("image", "lesion_id", *WEIGHTS)]
     if not classes:
         raise InputError(f"{path}: no column for any diagnosis")
     shares = raw[classes].apply(pd.to_numeric, errors="coerce")
@@ -242,7 +253,8 @@ def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
             f"(the first: '{printable(raw.loc[wrong, 'image'].iloc[0])}')"
         )
     table = pd.DataFrame({"image_id": without_ending(raw["image"])})
-    table["lesion_id"] = table["image_id"]
+    lesions = raw["lesion_id"] if "lesion_id" in raw.columns else pd.Series("", index=raw.index)
+    table["lesion_id"] = lesions.mask(lesions.str.lower().isin(MISSING), table["image_id"])
     largest = shares.fillna(0).idxmax(axis=1) if len(shares) else pd.Series(dtype=str)
     table["dx"] = largest.str.lower().mask(empty, "")
     for column in ("dx_type", "sex", "localization"):
@@ -250,6 +262,7 @@ def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
     table["dataset"] = path.stem.removesuffix("_GroundTruth")
     table["age"] = float("nan")
     # ISIC 2018 and 2019 have their lesions, and the latter its patients, in tables of these names.
+    grouped: dict[str, str] = {}
     lists = {*folder.rglob("*LesionGroupings*.csv"), *folder.rglob("*_Metadata.csv")}
     for groups in sorted(p for p in lists if not is_junk(p)):
         more = read_table(groups)
@@ -268,8 +281,26 @@ def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
                 known = dict(zip(names[told], values[told], strict=True))
                 if not known:
                     continue
+                if column == "lesion_id":
+                    _refuse_other_lesions(groups, names[told], values[told], grouped)
                 table[column] = images.map(known).fillna(table[column])
     return table
+
+
+def _refuse_other_lesions(
+    path: Path, names: pd.Series, lesions: pd.Series, known: dict[str, str]
+) -> None:
+    """Adds the lesion of each image to those known.
+
+    Raises:
+        InputError: an image has another one in this list, or in an earlier one.
+    """
+    for name, lesion in zip(names, lesions.map(lesion_key), strict=True):
+        if known.setdefault(name, lesion) != lesion:
+            raise InputError(
+                f"{path}: it tells another lesion of '{printable(name)}' than was told before\n"
+                "Leave only the right list of lesions, with one row for each image."
+            )
 
 
 def without_doubles(table: pd.DataFrame) -> pd.DataFrame:
@@ -280,6 +311,6 @@ def without_doubles(table: pd.DataFrame) -> pd.DataFrame:
         raise InputError(
             f"{len(names)} image ids occur in several, different rows: "
             f"{', '.join(map(printable, names[:5]))}\n"
-            "Keep one row for each image."
+            "Keep one row for each image, and rename files that differ by folder or ending alone."
         )
     return table.reset_index(drop=True)

@@ -15,8 +15,8 @@ from mlops_project.searching.sweep import Sweep
 from mlops_project.searching.trials import (
     best_number,
     count,
-    failed_combinations,
     duration,
+    failed_combinations,
     has_failed,
     state,
     time_left,
