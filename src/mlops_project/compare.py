@@ -36,11 +36,11 @@ def compare(
     from mlops_project.evaluation.presentation.runs_page import show, write_comparison
 
     start_console()
-    chosen = folders or runs.finished()
+    chosen = runs.read_runs(folders) if folders else runs.read_whole(runs.finished())
     if not chosen:
         make = "uv run src/mlops_project/train.py makes one."
         raise InputError(f"models/: no finished run here\n{make}")
-    groups = runs.group(runs.read_runs(chosen))
+    groups = runs.group(chosen)
     show(groups, write_comparison(groups, output))
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from mlops_project.evaluation.images import open_images
 from mlops_project.evaluation.membership import ONE_FOLD
 from mlops_project.evaluation.presentation.runs_page import SEVERAL_SEEDS, next_command, show
 from mlops_project.evaluation.report import evaluate
-from mlops_project.evaluation.runs import differing, ensembles, group, read_runs, table
+from mlops_project.evaluation.runs import differing, ensembles, group, read_runs, read_whole, table
 from mlops_project.evaluation.trained_model import load_models
 from tests.conftest import Call, Run
 
@@ -322,10 +323,27 @@ def test_a_run_whose_settings_cannot_be_read_is_named(
         read_runs([folder])
 
 
-def test_a_run_whose_results_are_damaged_is_named(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [{"auto": None}, {"val_auroc": "x"}, {"test_loss": [1]}])
+def test_a_run_whose_results_are_damaged_is_named(
+    damage: dict[str, Any], checkpoint: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "version_0"
     shutil.copytree(checkpoint.parents[1], folder)
     results = json.loads((folder / "results.json").read_text())
-    (folder / "results.json").write_text(json.dumps(results | {"auto": None}))
+    (folder / "results.json").write_text(json.dumps(results | damage))
     with pytest.raises(InputError, match=r"version_0: the run cannot be read"):
         read_runs([folder])
+
+
+@pytest.mark.parametrize("damage", ["", "val_loss\n0.5\n", "epoch,val_loss\nfirst,0.5\n", None])
+def test_of_all_runs_those_that_are_damaged_are_left_out_and_told(
+    damage: str | None, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, folder = checkpoint.parents[1], tmp_path / "version_0"
+    shutil.copytree(whole, folder)
+    curves = folder / "metrics.csv"
+    curves.unlink()
+    if damage is not None:
+        curves.write_text(damage)
+    assert [one.folder for one in read_whole([folder, whole])] == [whole]
+    assert f"left out: {folder}: " in caplog.text

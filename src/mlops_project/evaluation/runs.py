@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,18 @@ from mlops_project.errors import InputError
 from mlops_project.printable import first_line
 from mlops_project.training.folders import MODELS, RESULTS
 
+log = logging.getLogger("mlops_project")
+
 # What a file that was damaged, or written by something else, may raise
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, InputError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    yaml.YAMLError,
+    InputError,
+)
 
 
 @dataclass(frozen=True)
@@ -84,24 +95,41 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         InputError: a folder holds no finished run.
     """
-    runs = []
-    for folder in {folder.resolve(): folder for folder in folders}.values():
+    return [
+        _read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()
+    ]
+
+
+def read_whole(folders: Sequence[Path]) -> list[Run]:
+    """Reads what runs have left; a warning tells of each whose files are missing or damaged."""
+    found = []
+    for folder in folders:
         try:
-            results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-            container = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            history = pd.read_csv(folder / "metrics.csv")
-            _ = results["checkpoint"]
-            auto = results.get("auto", "").split()
-            kept = settings.shaping(settings.from_container(container), auto)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise InputError(
-                f"{folder}: no finished run ({Path(error.filename).name} is missing)\n"
-                "Name folders like models/resnet/version_0."
-            ) from error
-        except UNREADABLE as error:
-            raise InputError(f"{folder}: the run cannot be read ({first_line(error)})") from error
-        runs.append(Run(folder, kept, results, history))
-    return runs
+            found.append(_read_run(folder))
+        except InputError as error:
+            log.warning("left out: %s", first_line(error))
+    return found
+
+
+def _read_run(folder: Path) -> Run:
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        container = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        history = pd.read_csv(folder / "metrics.csv", dtype=float)
+        _ = results["checkpoint"], history["epoch"]
+        for name, value in results.items():
+            if name.startswith(("val_", "test_")) and value is not None:
+                float(value)
+        auto = results.get("auto", "").split()
+        kept = settings.shaping(settings.from_container(container), auto)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{folder}: no finished run ({Path(error.filename).name} is missing)\n"
+            "Name folders like models/resnet/version_0."
+        ) from error
+    except UNREADABLE as error:
+        raise InputError(f"{folder}: the run cannot be read ({first_line(error)})") from error
+    return Run(folder, kept, results, history)
 
 
 def group(runs: Sequence[Run]) -> list[Group]:

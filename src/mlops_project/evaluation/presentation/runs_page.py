@@ -29,7 +29,7 @@ from mlops_project.evaluation.runs import (
     ensembles,
     finished,
     group,
-    read_runs,
+    read_whole,
     table,
 )
 from mlops_project.files import atomic_write
@@ -119,8 +119,8 @@ def show_new() -> Iterator[list[Path]]:
     before, also = set(finished()), list[Path]()
     yield also
     new = [folder for folder in finished() if folder not in before or folder in also]
-    if len(new) > 1:
-        show(group(read_runs(new)))
+    if len(whole := read_whole(new)) > 1:
+        show(group(whole))
 
 
 def next_command(groups: Sequence[Group]) -> str:
