@@ -11,6 +11,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
+from mlops_project.config import DataConfig
 from mlops_project.data.tables import lesion_key
 
 SPLITS = ("train", "val", "test")
@@ -38,7 +39,10 @@ def _lesions(table: pd.DataFrame, seed: int, purpose: str) -> pd.DataFrame:
 
 
 def split_by_lesion(
-    table: pd.DataFrame, seed: int, val_fraction: float = 0.15, test_fraction: float = 0.15
+    table: pd.DataFrame,
+    seed: int,
+    val_fraction: float = DataConfig.val_fraction,
+    test_fraction: float = DataConfig.test_fraction,
 ) -> np.ndarray:
     """Assigns every image to a split, all images of a lesion to the same one.
 
