@@ -203,6 +203,11 @@ class HAM10000DataModule(pl.LightningDataModule):
             self.split[list(bad)] = UNUSED
         return bad
 
+    def leave_out(self, rows: np.ndarray) -> None:
+        """Makes rows, int64 [N], unused, and shows their images no more."""
+        self.split[rows] = UNUSED
+        self._decoded -= set(rows.tolist())
+
     def rows_of(self, split: str) -> np.ndarray:
         """Rows of a split, int64."""
         if self.source is None:
