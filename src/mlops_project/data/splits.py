@@ -38,6 +38,24 @@ def _lesions(table: pd.DataFrame, seed: int, purpose: str) -> pd.DataFrame:
     return lesions.sort_values("order")
 
 
+def make_split(table: pd.DataFrame, settings: DataConfig, seed: int) -> np.ndarray:
+    """The split that a training uses: by lesion, into folds and subsampled as the settings say.
+
+    Args:
+        table: columns lesion_id and dx, one row an image.
+        settings: its fractions, folds and sampling.
+        seed: another seed gives another split.
+
+    Returns:
+        "train", "val", "test" or "unused" for each row of the table, [N].
+    """
+    split = split_by_lesion(table, seed, settings.val_fraction, settings.test_fraction)
+    if settings.folds:
+        split = into_folds(table, split, seed, settings.folds, settings.fold)
+    fraction, stratified = settings.subsample_percentage, settings.stratified_sampling
+    return np.where(subsample(table, split, fraction, stratified, seed), split, UNUSED)
+
+
 def split_by_lesion(
     table: pd.DataFrame,
     seed: int,
