@@ -247,7 +247,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         return {"epoch": epochs.processed, "batches": batches.ready}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on there."""
+        """Sets where the order of the training batches goes on."""
         self._start = (state_dict["epoch"], state_dict["batches"])
 
     def train_dataloader(self) -> Loader:
@@ -311,7 +311,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         return int(self.settings.batch_size)
 
     def _require_decoded(self, rows: np.ndarray) -> None:
-        """Images that another stage has not asked for may be black in the cache."""
+        """Raises InputError for rows that no stage has decoded: they may be black in the cache."""
         if not self._ready.issuperset(rows.tolist()):
             raise InputError(NOT_SET_UP)
 

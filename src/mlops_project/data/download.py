@@ -243,7 +243,7 @@ def _accept(file: ListedFile) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """In a few words, for the texts of requests name its own classes."""
+    """The failure in a few words, for the texts of requests name its own classes."""
     detail = re.search(r"\[(?:Errno|SSL).*?\][^'\")(]*", str(error))
     if detail:
         return f"no connection: {detail[0].strip()}"

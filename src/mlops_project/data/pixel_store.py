@@ -86,7 +86,7 @@ class PixelStore:
             json.dump(facts, file, indent=2)
 
     def lacking(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Those of the rows that are not there, and those that are not as they were written.
+        """Rows that are not there, and rows whose pixels differ from their checksum.
 
         Args:
             rows: int64 [M], sorted, each once.
