@@ -458,6 +458,28 @@ def test_other_images_are_refused(train_here: Train, demo_folder: Path, tmp_path
         train_here(resume[0], "training.max_epochs=3", f"data.data_dir={moved}", plain=True)
 
 
+def test_a_run_without_its_cache_leaves_out_what_it_left_out_before(
+    train_here: Train, demo_folder: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(demo_folder, broken)
+    for image in sorted(broken.rglob("*.jpg"))[:3]:
+        image.write_bytes(b"no image")
+    folder = f"data.data_dir={broken}"
+    train_here("training.max_epochs=1", folder)
+    before = load_checkpoint(LAST)["mlops_project"]["split"]
+    assert before["split"].count("unused") == 3
+    resume = f"training.resume_from_checkpoint={LAST}"
+    without = ("data.cache=off", "data.num_workers=auto")
+    train_here(resume, "training.max_epochs=2", folder, *without, plain=True)
+    assert epochs_of() == [0, 1]
+    assert load_checkpoint(LAST)["mlops_project"]["split"] == before
+    table = next(broken.glob("HAM10000_metadata*"))
+    table.write_text("\n".join(table.read_text().splitlines()[:-9]) + "\n")
+    with pytest.raises(InputError, match="have changed"):
+        train_here(resume, "training.max_epochs=3", folder, *without, plain=True)
+
+
 def test_a_checkpoint_of_an_earlier_version_starts_a_new_run_at_best(train_here: Train) -> None:
     train_here("training.max_epochs=1", once=True)
     checkpoint = load_checkpoint(LAST)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import lzma
 import os
+import re
+import stat
 import struct
 import threading
 import unicodedata
@@ -12,11 +14,13 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlops_project.errors import InputError
+from mlops_project.errors import InputError, ProjectError
 from mlops_project.printable import first_line, printable
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_IMAGE_BYTES = 200 * 2**20
+MAX_RATIO = 100  # unpacked to packed: photographs hardly shrink, a zip bomb does by 1000
+HARMLESS_BYTES = 2**20  # of a member, at any ratio
 # What a damaged archive makes `zipfile` raise: on opening it, or on reading a member.
 DAMAGED = (
     zipfile.BadZipFile,
@@ -144,3 +148,32 @@ def is_junk(path: Path) -> bool:
 
 def is_zip(path: Path) -> bool:
     return path.suffix.lower() == ".zip" and path.is_file()
+
+
+def check_archive(path: Path) -> None:
+    """Raises ProjectError for a zip archive (or its part file) that is unsafe to unpack."""
+    name = path.name.removesuffix(".part")
+    if not name.endswith(".zip"):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except DAMAGED as error:
+        reason = printable(str(error), 200)
+        raise ProjectError(f"{name}: refused: not a readable zip archive ({reason})") from error
+    unsafe = [m.orig_filename for m in members if _is_unsafe(m)]
+    if sum(m.file_size for m in members) > HARMLESS_BYTES + MAX_RATIO * path.stat().st_size:
+        unsafe.append("(all members together)")
+    if unsafe:
+        raise ProjectError(
+            f"{name}: refused: its member '{printable(unsafe[0])}' leads out of the folder, "
+            f"is no plain file, or unpacks to more than {MAX_RATIO} times its size"
+        )
+
+
+def _is_unsafe(member: zipfile.ZipInfo) -> bool:
+    parts = re.split(r"[/\\]", member.orig_filename)
+    outside = parts[0] == "" or parts[0][1:2] == ":" or ".." in parts
+    special = stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
+    bomb = member.file_size > HARMLESS_BYTES + MAX_RATIO * member.compress_size
+    return outside or special or bomb

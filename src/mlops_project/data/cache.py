@@ -1,24 +1,20 @@
 """Every image decoded once: a memory-mapped array of uint8 pixels on the disk.
 
-A cache is a folder whose name is a hash of everything that shaped its pixels, with `images.u8`
-(uint8 [N, 3, side, side], a sparse file) and `rows.u32` (a flag and a CRC-32 for each row). A row
-is flagged after its pixels are written, so a build that was killed goes on where it stopped; on
-opening, the rows in use are compared with their checksums, and those that differ decoded again.
+A cache is a folder whose name is a hash of everything that shaped its pixels; its files are those
+of a `PixelStore`. A build that was killed goes on where it stopped; on opening, the rows in use are
+compared with their checksums, and those that differ decoded again.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import shutil
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +26,13 @@ from filelock import FileLock, Timeout
 
 from mlops_project.data.archives import read_bytes
 from mlops_project.data.decode import decode, decoding_threads
+from mlops_project.data.pixel_store import FORMAT, PixelStore
 from mlops_project.errors import InputError, ProjectError
-from mlops_project.files import atomic_write
 from mlops_project.printable import first_line
 from mlops_project.progress import track
-from mlops_project.threads import usable_cores
 
 log = logging.getLogger("mlops_project")
 
-FORMAT = 1  # of the files and of the pixels `decode` makes: a change of either needs a new number
-DONE = 1
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -60,7 +53,7 @@ class ImageCache:
 
     @property
     def side(self) -> int:
-        """Of the images, pixels."""
+        """Side of the images, pixels."""
         return self.images.shape[-1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,7 +62,7 @@ class ImageCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.images = _map(self.path, state["images"])
+        self.images = PixelStore(self.path, state["images"]).images()
 
 
 def open_cache(
@@ -98,29 +91,28 @@ def open_cache(
     name = _fingerprint(table, side)[:16]
     shape = (len(table), 3, side, side)
     rows = np.unique(np.asarray(rows, dtype=np.int64))
-    path = Path(folder) / name
-    if _is_whole(path, shape):
+    store = PixelStore(Path(folder) / name, shape)
+    if store.is_whole:
         # Another user's, or one on a disk of many hosts, may need no waiting and no writing.
-        absent, damaged = _lacking(path, shape, rows)
+        absent, damaged = store.lacking(rows)
         if not len(absent) and not len(damaged):
-            return ImageCache(_map(path, shape), {}, path)
-        if not len(damaged) and not os.access(path / "images.u8", os.W_OK):
+            return ImageCache(store.images(), {}, store.path)
+        if not len(damaged) and not store.is_writable:
             unreadable = _why_unreadable(table, absent, side)
             if unreadable is not None and len(unreadable) < len(rows):
-                return ImageCache(_map(path, shape), unreadable, path)
-    path = _writable(Path(folder), name) / name
+                return ImageCache(store.images(), unreadable, store.path)
+    store = PixelStore(_writable(Path(folder), name) / name, shape)
     try:
-        with _locked(path.with_suffix(".lock")):
-            _prepare(path, shape, table, side)
-            absent, damaged = _lacking(path, shape, rows)
+        with _locked(store.path.with_suffix(".lock")):
+            store.prepare(str(table["path"].iloc[0]))
+            absent, damaged = store.lacking(rows)
             if len(damaged):
                 text = "%d decoded images were damaged on the disk: decoding them again"
                 log.warning(text, len(damaged))
-            lacking = np.concatenate([absent, damaged])
-            unreadable = _build(path, shape, table, lacking, workers)
+            unreadable = _build(store, table, np.concatenate([absent, damaged]), workers)
     except OSError as error:
         if error.errno in FULL:
-            raise _no_space(path, len(rows) * side * side * 3) from error
+            raise _no_space(store.path, len(rows) * side * side * 3) from error
         raise
     if len(unreadable) == len(rows) > 0:
         row, reason = next(iter(unreadable.items()))
@@ -128,11 +120,7 @@ def open_cache(
             f"none of the {len(rows)} images can be read; the first, "
             f"{table['image_id'].iloc[row]}: {reason}"
         )
-    return ImageCache(_map(path, shape), unreadable, path)
-
-
-def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    return np.memmap(path / "images.u8", dtype=np.uint8, mode="r", shape=shape)
+    return ImageCache(store.images(), unreadable, store.path)
 
 
 def _writable(folder: Path, name: str) -> Path:
@@ -205,63 +193,6 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _prepare(path: Path, shape: tuple[int, ...], table: pd.DataFrame, side: int) -> None:
-    """Makes the cache's files, or makes them anew where they are not such files at all."""
-    if path.is_symlink() or not path.is_dir():
-        _remove(path)
-    path.mkdir(parents=True, exist_ok=True)
-    if _is_whole(path, shape):
-        return
-    for name, size in _sizes(shape).items():
-        _remove(path / name)
-        with (path / name).open("wb") as file:
-            file.truncate(size)
-    with atomic_write(path / "meta.json") as file:
-        first = table["path"].iloc[0]
-        facts = {"format": FORMAT, "images": shape[0], "side": side, "first_image": str(first)}
-        json.dump(facts, file, indent=2)
-
-
-def _sizes(shape: tuple[int, ...]) -> dict[str, int]:
-    """Of the cache's files, bytes."""
-    return {"images.u8": int(np.prod(shape)), "rows.u32": shape[0] * 8}
-
-
-def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether the cache's files are there, and as large as they should be."""
-    return not path.is_symlink() and all(
-        _is_plain(path / name) and (path / name).stat().st_size == size
-        for name, size in _sizes(shape).items()
-    )
-
-
-def _is_plain(path: Path) -> bool:
-    """Whether it is a file of its own: through a link, something elsewhere would be written."""
-    return path.is_file() and not path.is_symlink()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _lacking(path: Path, shape: tuple[int, ...], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the rows that are not there, and those that are not as they were written."""
-    records = np.fromfile(path / "rows.u32", dtype="<u4").reshape(-1, 2)
-    flagged = rows[records[rows, 0] == DONE]
-    images = _map(path, shape)
-
-    def damaged(chunk: np.ndarray) -> list[int]:
-        return [int(row) for row in chunk if zlib.crc32(images[row]) != records[row, 1]]
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        chunks = np.array_split(flagged, max(1, len(flagged) // 64))
-        bad = [row for found in pool.map(damaged, chunks) for row in found]
-    return np.setdiff1d(rows, flagged), np.array(bad, dtype=np.int64)
-
-
 def _decoded(table: pd.DataFrame, row: int, side: int) -> np.ndarray | str:
     """An image, uint8 [3, side, side], or why it cannot be read."""
     try:
@@ -283,54 +214,33 @@ def _why_unreadable(table: pd.DataFrame, rows: np.ndarray, side: int) -> dict[in
 
 
 def _build(
-    path: Path,
-    shape: tuple[int, ...],
-    table: pd.DataFrame,
-    rows: np.ndarray,
-    workers: int | None,
+    store: PixelStore, table: pd.DataFrame, rows: np.ndarray, workers: int | None
 ) -> dict[int, str]:
-    """Decodes rows into the cache; the reasons of those that cannot be."""
+    """Decodes rows into the store; the reasons of those that cannot be."""
     if len(rows) == 0:
         return {}
-    side = shape[-1]
+    side = store.shape[-1]
     needed = len(rows) * 3 * side * side
-    if shutil.disk_usage(path).free < needed * 1.02:
-        raise _no_space(path, needed)
-    pixels_file = os.open(path / "images.u8", os.O_WRONLY)
-    records_file = os.open(path / "rows.u32", os.O_WRONLY)
-
-    def store(row: int) -> tuple[int, str | None]:
-        pixels = _decoded(table, row, side)
-        if isinstance(pixels, str):
-            return row, pixels
-        _write_all(pixels_file, pixels.tobytes(), row * pixels.nbytes)
-        # Written after the pixels: what is flagged is there, even if the process is killed now.
-        record = np.array([DONE, zlib.crc32(pixels.data)], dtype="<u4")
-        _write_all(records_file, record.tobytes(), row * 8)
-        return row, None
-
+    if shutil.disk_usage(store.path).free < needed * 1.02:
+        raise _no_space(store.path, needed)
     unreadable: dict[int, str] = {}
     if len(rows) > 500 and not sys.stderr.isatty():
         log.info("decoding %d images", len(rows))
-    try:
+    with store.writing() as write:
+
+        def fill(row: int) -> tuple[int, str | None]:
+            pixels = _decoded(table, row, side)
+            if isinstance(pixels, str):
+                return row, pixels
+            write(row, pixels)
+            return row, None
+
         with decoding_threads(workers) as pool:
-            stored = pool.map(store, rows.tolist())
-            for row, reason in track(stored, "decoding images", len(rows)):
+            filled = pool.map(fill, rows.tolist())
+            for row, reason in track(filled, "decoding images", len(rows)):
                 if reason is not None:
                     unreadable[row] = reason
-        os.fsync(pixels_file)
-        os.fsync(records_file)
-    finally:
-        os.close(pixels_file)
-        os.close(records_file)
     return unreadable
-
-
-def _write_all(file: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def _no_space(path: Path, needed: int) -> ProjectError:

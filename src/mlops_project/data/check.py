@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mlops_project.config import Config, DataConfig
 from mlops_project.data import archives, sources
 from mlops_project.data.decode import decode, decoding_threads
 from mlops_project.data.diagnoses import unknown_diagnoses
@@ -50,7 +51,7 @@ class Report:
     Attributes:
         folder: that was checked; `layout`: as in `sources.Source`, "" if there is none.
         table: image_id, lesion_id, dx, split; one row for each image id of the folder's table.
-            `split` is the one that training with this seed uses, "unused" without a usable image.
+            `split` is the one that training uses by default, "unused" without a usable image.
         leak: what a split by image would do.
         unusable: messages about tables and archives that cannot be read.
         missing: image ids without an image.
@@ -86,19 +87,13 @@ class Report:
         return any(problems)
 
 
-def check_folder(
-    folder: str | os.PathLike[str],
-    *,
-    seed: int = 42,
-    val_fraction: float = 0.15,
-    test_fraction: float = 0.15,
-) -> Report:
+def check_folder(folder: str | os.PathLike[str]) -> Report:
     """Reads a folder in any of the layouts of `sources`, decodes every image and compares them all.
+
+    The splits are those of a training with the default seed and fractions.
 
     Args:
         folder: with the images and the table.
-        seed: of the splits; the split by lesion is that of a training with this seed.
-        val_fraction, test_fraction: shares of the images.
 
     Raises:
         InputError: there is no such folder.
@@ -116,8 +111,7 @@ def check_folder(
     existing = np.array([row for row, file in enumerate(found) if file], dtype=np.int64)
     thumbnails, digests, reasons = _decode_all([file for file in found if file])
     if len(existing):
-        chosen = split_by_lesion(table.iloc[existing], seed, val_fraction, test_fraction)
-        table.loc[existing, "split"] = chosen
+        table.loc[existing, "split"] = split_by_lesion(table.iloc[existing], Config.seed)
     bad = {int(existing[position]): reason for position, reason in reasons.items()}
     table.loc[list(bad), "split"] = UNUSED
     usable = np.setdiff1d(existing, list(bad))
@@ -126,7 +120,7 @@ def check_folder(
         folder=folder,
         layout=layout,
         table=table,
-        leak=_naive_leak(table.iloc[usable], seed, val_fraction, test_fraction),
+        leak=_naive_leak(table.iloc[usable]),
         unusable=tuple(unusable),
         missing=tuple(table.loc[~table.index.isin(existing), "image_id"]),
         unreadable={table["image_id"].iloc[row]: reason for row, reason in bad.items()},
@@ -190,11 +184,12 @@ def _decode_all(
     return thumbnails, digests, {i: r for i, r in enumerate(seen) if isinstance(r, str)}
 
 
-def _naive_leak(table: pd.DataFrame, seed: int, val_fraction: float, test_fraction: float) -> Leak:
+def _naive_leak(table: pd.DataFrame) -> Leak:
+    val_fraction, test_fraction = DataConfig.val_fraction, DataConfig.test_fraction
     lesion, melanoma = table["lesion_id"].factorize()[0], (table["dx"] == "mel").to_numpy()
     tested, leaked = np.zeros(2), np.zeros(2)
     for number in range(NAIVE_SPLITS):
-        drawn = pd.Series(np.random.default_rng([seed, number]).random(len(table)))
+        drawn = pd.Series(np.random.default_rng([Config.seed, number]).random(len(table)))
         # An image's place in the random order of its diagnosis, from above 0 to 1.
         place = drawn.groupby(table["dx"].to_numpy()).rank(pct=True).to_numpy()
         test = place <= test_fraction

@@ -186,7 +186,7 @@ def _findings(report: Report) -> Iterator[_Finding]:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """Without markup, and without what a name from outside could do to a terminal."""
+    """The text without markup, and without what a name from outside could do to a terminal."""
     return Text("\n".join(printable(line, 300) for line in text.split("\n")), style)
 
 

@@ -29,14 +29,7 @@ from mlops_project.data.loading import (
 )
 from mlops_project.data.sampling import POWERS, EvaluationBatches, TrainingBatches
 from mlops_project.data.sources import Source, read_source
-from mlops_project.data.splits import (
-    SPLITS,
-    UNUSED,
-    into_folds,
-    split_by_lesion,
-    split_hash,
-    subsample,
-)
+from mlops_project.data.splits import SPLITS, UNUSED, make_split, split_hash
 from mlops_project.errors import InputError
 from mlops_project.printable import listed
 from mlops_project.setting_keys import convert, keys, typed
@@ -143,13 +136,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         table = source.table
         self.labels = np.full(len(table), -1, dtype=np.int64)
         self.labels[known] = diagnoses.labels(table["dx"][known], self.num_classes)
-        split = split_by_lesion(table, self.seed, settings.val_fraction, settings.test_fraction)
-        if settings.folds:
-            split = into_folds(table, split, self.seed, settings.folds, settings.fold)
-        kept = subsample(
-            table, split, settings.subsample_percentage, settings.stratified_sampling, self.seed
-        )
-        self.split = np.where(kept, split, UNUSED)
+        self.split = make_split(table, settings, self.seed)
         self.source = source
 
     def setup(self, stage: str | None = None) -> None:
@@ -203,6 +190,11 @@ class HAM10000DataModule(pl.LightningDataModule):
             self.split[list(bad)] = UNUSED
         return bad
 
+    def leave_out(self, rows: np.ndarray) -> None:
+        """Makes rows, int64 [N], unused, and shows their images no more."""
+        self.split[rows] = UNUSED
+        self._decoded -= set(rows.tolist())
+
     def rows_of(self, split: str) -> np.ndarray:
         """Rows of a split, int64."""
         if self.source is None:
@@ -255,7 +247,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         return {"epoch": epochs.processed, "batches": batches.ready}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on there."""
+        """Sets where the order of the training batches goes on."""
         self._start = (state_dict["epoch"], state_dict["batches"])
 
     def train_dataloader(self) -> Loader:
@@ -319,7 +311,7 @@ class HAM10000DataModule(pl.LightningDataModule):
         return int(self.settings.batch_size)
 
     def _require_decoded(self, rows: np.ndarray) -> None:
-        """Images that another stage has not asked for may be black in the cache."""
+        """Raises InputError for rows that no stage has decoded: they may be black in the cache."""
         if not self._ready.issuperset(rows.tolist()):
             raise InputError(NOT_SET_UP)
 

@@ -50,7 +50,7 @@ def has_room(images: np.ndarray, rows: np.ndarray, device: torch.device) -> bool
 class Transfer:
     """Brings tensors to a device; to a GPU on a stream of its own.
 
-    So the copy of a batch out of pinned memory runs while the network computes the one before.
+    The copy of a batch out of pinned memory then runs while the network computes the one before.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -13,14 +13,9 @@ import logging
 import os
 import re
 import shutil
-import stat
-import textwrap
 import time
-import zipfile
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import requests
 from filelock import FileLock, Timeout
@@ -28,40 +23,29 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-from mlops_project.data.archives import DAMAGED
-from mlops_project.data.tables import MAX_TABLE_BYTES, TABLE_ENDINGS
+from mlops_project.data.archives import check_archive
+from mlops_project.data.dataverse import (
+    HARVARD,
+    TIMEOUT,
+    ListedFile,
+    list_files,
+    possible_names,
+    refused,
+)
+from mlops_project.data.tables import MAX_TABLE_BYTES
 from mlops_project.errors import InputError, ProjectError, file_failure
-from mlops_project.printable import printable
 
 log = logging.getLogger("mlops_project")
 
-DOI = "doi:10.7910/DVN/DBW86T"
-HARVARD = "https://dataverse.harvard.edu"
-LICENCE = "CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/)"
 # The table comes last: until the images are complete, the folder is not taken for a data set.
 TRAINING = ("HAM10000_images_part_1.zip", "HAM10000_images_part_2.zip", "HAM10000_metadata.csv")
 TEST = ("ISIC2018_Task3_Test_Images.zip", "ISIC2018_Task3_Test_GroundTruth.csv")
 
-TIMEOUT = (15, 60)  # seconds to connect, and between two arrivals
 RETRIES = 4  # after connections in a row that were cut before they brought ENOUGH_BYTES
 ENOUGH_BYTES = 2**20
 BACKOFF_SECONDS = 1.0  # before the first retry; doubles with each
 BUSY = (408, 429, 500, 502, 503, 504)  # answers that another attempt may better
 SPARE_BYTES = 100 * 2**20  # stay free on the disk
-MAX_RATIO = 100  # unpacked to packed: photographs hardly shrink, a zip bomb does by 1000
-HARMLESS_BYTES = 2**20  # of a member, at any ratio
-HASHES = {"MD5": "md5", "SHA-1": "sha1", "SHA-256": "sha256", "SHA-512": "sha512"}
-
-
-@dataclass(frozen=True)
-class _File:
-    target: Path  # a table's ending is .tab instead if its text is tab-separated
-    part: Path
-    url: str
-    size: int | None  # bytes; None: the server does not say
-    algorithm: str  # of hashlib
-    checksum: str  # hexadecimal
-    ingested: bool  # a table that the server has converted, fetched as it was uploaded
 
 
 class _Cut(Exception):
@@ -103,7 +87,7 @@ def download(
     try:
         with ExitStack() as stack:
             session = stack.enter_context(requests.Session())
-            files = _list_files(session, server.rstrip("/"), targets)
+            files = list_files(session, server.rstrip("/"), targets)
             for target in targets:
                 target.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / ".download.lock")
@@ -127,66 +111,11 @@ def download(
         ) from error
 
 
-def _list_files(session: requests.Session, server: str, targets: list[Path]) -> list[_File]:
-    url = f"{server}/api/datasets/:persistentId/"
-    answer = session.get(url, params={"persistentId": DOI}, timeout=TIMEOUT)
-    if answer.status_code != 200:
-        raise _refused(f"{server}: {DOI}", answer)
-    try:
-        version = answer.json()["data"]["latestVersion"]
-        listed = {f["dataFile"]["filename"].lower(): f["dataFile"] for f in version["files"]}
-        licence = _licence(version)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ProjectError(
-            f"{server}: the answer is not the listing of a data set\n"
-            "Is DATAVERSE_SERVER right, and no login page of the network in between?"
-        ) from error
-    log.info("HAM10000 (%s) from %s\nLicence: %s", DOI, server, licence)
-    return [_describe(server, target, listed) for target in targets]
-
-
-def _licence(version: dict[str, Any]) -> str:
-    text = version.get("license") or ""
-    if isinstance(text, dict):
-        text = f"{text.get('name', '')} {text.get('uri', '')}"
-    if text.strip().upper() in ("", "NONE"):
-        text = re.sub(r"<[^>]*>", " ", version.get("termsOfUse") or "")
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return textwrap.shorten(printable, 300, placeholder=" …") or LICENCE
-
-
-def _describe(server: str, target: Path, listed: dict[str, dict[str, Any]]) -> _File:
-    entry = next((listed[p.name.lower()] for p in _names(target) if p.name.lower() in listed), None)
-    if entry is None:
-        raise ProjectError(f"{server}: {target.stem} is missing in the listing of {DOI}")
-    ingested = "originalFileFormat" in entry or "originalFileName" in entry
-    try:
-        checksum = entry.get("checksum") or {"type": "MD5", "value": entry["md5"]}
-        return _File(
-            target,
-            target.with_name(f"{target.name}.part"),
-            f"{server}/api/access/datafile/{int(entry['id'])}" + "?format=original" * ingested,
-            int(entry.get("originalFileSize", 0) if ingested else entry["filesize"]) or None,
-            HASHES[checksum["type"]],
-            checksum["value"].lower(),
-            ingested,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        message = f"{server}: the listing lacks a usable id, size or checksum of {target.stem}"
-        raise ProjectError(message) from error
-
-
-def _names(target: Path) -> list[Path]:
-    """The names a file may lie under, in the order in which `sources` prefers them."""
-    endings = (".zip",) if target.suffix == ".zip" else TABLE_ENDINGS
-    return sorted(target.with_suffix(ending) for ending in endings)
-
-
-def _find(file: _File) -> Path | None:
+def _find(file: ListedFile) -> Path | None:
     """Where the file lies already, with the right checksum."""
-    for path in _names(file.target):
+    for path in possible_names(file.target):
         if path.is_file() and _checksum(path, file.algorithm) == file.checksum:
-            _check_archive(path)
+            check_archive(path)
             log.info("%s: already there, with the right checksum", path.name)
             return path
     return None
@@ -202,7 +131,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _check_room(files: list[_File]) -> None:
+def _check_room(files: list[ListedFile]) -> None:
     needed = SPARE_BYTES + sum(max(0, (file.size or 0) - _size(file.part)) for file in files)
     for folder in {file.target.parent for file in files}:
         free = shutil.disk_usage(folder).free
@@ -213,7 +142,7 @@ def _check_room(files: list[_File]) -> None:
             )
 
 
-def _fetch(session: requests.Session, file: _File, backoff: float) -> Path:
+def _fetch(session: requests.Session, file: ListedFile, backoff: float) -> Path:
     name, before = file.target.name, ""
     for _ in range(2):
         _transfer(session, file, backoff)
@@ -232,7 +161,7 @@ def _fetch(session: requests.Session, file: _File, backoff: float) -> Path:
     )
 
 
-def _transfer(session: requests.Session, file: _File, backoff: float) -> None:
+def _transfer(session: requests.Session, file: ListedFile, backoff: float) -> None:
     """Fills the part file up to the listed size, over as many connections as it takes."""
     failures = 0
     while True:
@@ -253,7 +182,7 @@ def _transfer(session: requests.Session, file: _File, backoff: float) -> None:
         time.sleep(backoff * 2 ** (failures - 1))
 
 
-def _receive(session: requests.Session, file: _File, start: int) -> None:
+def _receive(session: requests.Session, file: ListedFile, start: int) -> None:
     """One request: what it brings is appended, or starts the part file anew."""
     name = file.target.name
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -266,7 +195,7 @@ def _receive(session: requests.Session, file: _File, start: int) -> None:
             raise _Cut(f"the server answers {answer.status_code} {answer.reason}")
         is_page = "text/html" in answer.headers.get("Content-Type", "")
         if answer.status_code not in (200, 206) or is_page:
-            raise _refused(name, answer)
+            raise refused(name, answer)
         done = start if answer.status_code == 206 else 0
         size = decimal(file.size) if file.size else "size unknown"
         log.info("%s (%s): fetching, from byte %d", name, size, done)
@@ -289,19 +218,11 @@ def _receive(session: requests.Session, file: _File, start: int) -> None:
         raise _Cut(f"the connection ended after {decimal(done)}")
 
 
-def _refused(name: str, answer: requests.Response) -> ProjectError:
-    kind = answer.headers.get("Content-Type", "no type")
-    return ProjectError(
-        f"{name}: the server answers {answer.status_code} {answer.reason} ({kind})\n"
-        "Try again later, or name another server with DATAVERSE_SERVER."
-    )
-
-
-def _accept(file: _File) -> Path:
+def _accept(file: ListedFile) -> Path:
     """Gives a part file with the right contents its name."""
     target = file.target
     try:
-        _check_archive(file.part)
+        check_archive(file.part)
     except ProjectError:
         file.part.unlink()
         raise
@@ -310,7 +231,7 @@ def _accept(file: _File) -> Path:
             header = table.readline(2**16)
         if header.count(b"\t") > header.count(b","):
             target = target.with_suffix(".tab")
-    for other in _names(file.target):
+    for other in possible_names(file.target):
         # Those that would be read in its stead; most often it is a file that was cut short.
         if other <= target and other.is_file() and not filecmp.cmp(other, file.part, shallow=False):
             old = other.with_name(f"{other.name}.{time.strftime('%Y%m%d-%H%M%S')}.old")
@@ -321,37 +242,8 @@ def _accept(file: _File) -> Path:
     return target
 
 
-def _check_archive(path: Path) -> None:
-    """Raises ProjectError for a zip archive (or its part file) that is unsafe to unpack."""
-    name = path.name.removesuffix(".part")
-    if not name.endswith(".zip"):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except DAMAGED as error:
-        reason = printable(str(error), 200)
-        raise ProjectError(f"{name}: refused: not a readable zip archive ({reason})") from error
-    unsafe = [m.orig_filename for m in members if _is_unsafe(m)]
-    if sum(m.file_size for m in members) > HARMLESS_BYTES + MAX_RATIO * _size(path):
-        unsafe.append("(all members together)")
-    if unsafe:
-        raise ProjectError(
-            f"{name}: refused: its member '{printable(unsafe[0])}' leads out of the folder, "
-            f"is no plain file, or unpacks to more than {MAX_RATIO} times its size"
-        )
-
-
-def _is_unsafe(member: zipfile.ZipInfo) -> bool:
-    parts = re.split(r"[/\\]", member.orig_filename)
-    outside = parts[0] == "" or parts[0][1:2] == ":" or ".." in parts
-    special = stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
-    bomb = member.file_size > HARMLESS_BYTES + MAX_RATIO * member.compress_size
-    return outside or special or bomb
-
-
 def _reason(error: Exception) -> str:
-    """In a few words, for the texts of requests name its own classes."""
+    """The failure in a few words, for the texts of requests name its own classes."""
     detail = re.search(r"\[(?:Errno|SSL).*?\][^'\")(]*", str(error))
     if detail:
         return f"no connection: {detail[0].strip()}"

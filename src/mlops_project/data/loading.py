@@ -159,7 +159,7 @@ class Loader(DataLoader):
 
 
 def trial_batches(rows: np.ndarray, batch_size: int, most: int) -> EvaluationBatches:
-    """For trying out up to `most` workers: of the rows, again and again where they are few."""
+    """Batches to try out up to `most` workers, of the rows again and again where they are few."""
     batch_size = min(batch_size, len(rows))
     rows = np.resize(rows, batch_size * (TRIAL_BATCHES + 2 * most + 1))
     return EvaluationBatches(rows, batch_size=batch_size)

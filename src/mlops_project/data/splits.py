@@ -11,6 +11,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 
+from mlops_project.config import DataConfig
 from mlops_project.data.tables import lesion_key
 
 SPLITS = ("train", "val", "test")
@@ -37,8 +38,29 @@ def _lesions(table: pd.DataFrame, seed: int, purpose: str) -> pd.DataFrame:
     return lesions.sort_values("order")
 
 
+def make_split(table: pd.DataFrame, settings: DataConfig, seed: int) -> np.ndarray:
+    """The split that a training uses: by lesion, into folds and subsampled as the settings say.
+
+    Args:
+        table: columns lesion_id and dx, one row an image.
+        settings: its fractions, folds and sampling.
+        seed: another seed gives another split.
+
+    Returns:
+        "train", "val", "test" or "unused" for each row of the table, [N].
+    """
+    split = split_by_lesion(table, seed, settings.val_fraction, settings.test_fraction)
+    if settings.folds:
+        split = into_folds(table, split, seed, settings.folds, settings.fold)
+    fraction, stratified = settings.subsample_percentage, settings.stratified_sampling
+    return np.where(subsample(table, split, fraction, stratified, seed), split, UNUSED)
+
+
 def split_by_lesion(
-    table: pd.DataFrame, seed: int, val_fraction: float = 0.15, test_fraction: float = 0.15
+    table: pd.DataFrame,
+    seed: int,
+    val_fraction: float = DataConfig.val_fraction,
+    test_fraction: float = DataConfig.test_fraction,
 ) -> np.ndarray:
     """Assigns every image to a split, all images of a lesion to the same one.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.data.splits import split_hash
+from mlops_project.data.splits import UNUSED, split_hash
 from mlops_project.errors import InputError
 from mlops_project.files import link_or_copy, remove_unfinished
 from mlops_project.training import folders, logs
@@ -113,6 +114,7 @@ class Resume:
 
     def check_data(self, data: HAM10000DataModule, config: Config) -> None:
         """Raises InputError if the images, their split or diagnoses are not what they were."""
+        self._leave_out_what_cannot_be_read(data)
         diagnoses = split_hash(data.table, data.table["dx"].to_numpy())
         if data.split_hash() != self.facts["split_hash"]:
             leak = "images that it was trained on may then be in the validation or test split"
@@ -135,6 +137,19 @@ class Resume:
                 f"{changed}\ntraining.allow_changes=true goes on all the same: {leak}."
             )
         log.warning("%s: %s", changed, leak)
+
+    def _leave_out_what_cannot_be_read(self, data: HAM10000DataModule) -> None:
+        """Takes over the unused images, where that alone makes the split what it was.
+
+        Without a cache, nothing tells beforehand which of the images cannot be read.
+        """
+        if data.settings.cache != "off" or data.split_hash() == self.facts["split_hash"]:
+            return
+        before = self.facts.get("split", {"image_id": [], "split": []})
+        parts = dict(zip(before["image_id"], before["split"], strict=True))
+        unused = data.table["image_id"].map(parts).to_numpy() == UNUSED
+        if split_hash(data.table, np.where(unused, UNUSED, data.split)) == self.facts["split_hash"]:
+            data.leave_out(np.flatnonzero(unused))
 
     def rewind(self, folder: Path) -> None:
         """Brings a run's folder, its own or a new one, to where the checkpoint was made."""
