@@ -250,7 +250,42 @@ def test_a_table_without_lesions_is_a_warning(make_folder: Make) -> None:
     path.write_text("\n".join(line.split(",", 1)[1] for line in path.read_text().split("\n")))
     report = check_folder(folder)
     assert not report.broken
-    assert "names no lesions" in printed(report)
+    assert "Images without a lesion id: 49" in printed(report)
+
+
+def test_images_of_which_some_have_no_lesion_are_a_warning(make_folder: Make) -> None:
+    folder = make_folder()
+    edit(folder, lambda lines: ["," + lines[0].split(",", 1)[1], *lines[1:]])
+    report = check_folder(folder)
+    assert not report.broken
+    assert "Images without a lesion id: 1;" in printed(report)
+
+
+@pytest.mark.parametrize(("lesions", "left"), [(1, "val, test"), (2, "test"), (3, "")])
+def test_too_few_lesions_for_three_splits_are_broken(
+    lesions: int, left: str, make_folder: Make
+) -> None:
+    folder = make_folder()
+    edit(folder, lambda lines: [f"l{n % lesions},i{n},nv,,,," for n, _ in enumerate(lines)])
+    for n, path in enumerate(sorted((folder / "images").rglob("*.jpg"))):
+        path.rename(path.with_stem(f"i{n}"))
+    report = check_folder(folder)
+    assert report.broken == bool(left)
+    text = printed(report)
+    assert (f"No image is left for: {left}" in text) == bool(left)
+    assert "No image is malignant" in text
+
+
+def test_a_missing_diagnosis_is_not_one_of_a_lesions_several(make_folder: Make) -> None:
+    folder = make_folder()
+    edit(
+        folder,
+        lambda lines: [
+            f"one,{line.split(',')[1]},{dx},,,,"
+            for line, dx in zip(lines, ["nv", "", *["nv"] * len(lines)], strict=False)
+        ],
+    )
+    assert check_folder(folder).several_diagnoses == {}
 
 
 def test_a_diagnosis_too_rare_for_every_split_is_a_warning(make_folder: Make) -> None:

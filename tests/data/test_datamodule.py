@@ -222,16 +222,24 @@ def test_the_balanced_sampler_evens_out_the_classes(make_folder: MakeFolder) -> 
         assert len(set(draws.tolist())) == len(draws)
 
 
-@pytest.mark.parametrize("lesions", [1, 2])
-def test_too_few_lesions_for_three_splits_are_refused(
-    lesions: int, make_folder: MakeFolder
+@pytest.mark.parametrize(
+    ("lesions", "settings", "refusal"),
+    [
+        (1, {}, r"no image is left for the val split; it needs at least three lesions"),
+        (2, {}, r"no image is left for the (val|test) split; it needs at least three lesions"),
+        (1, {"test_fraction": 0}, r"no image is left for the val split; it needs at least two"),
+    ],
+)
+def test_too_few_lesions_for_all_splits_are_refused_before_anything_is_decoded(
+    lesions: int, settings: dict[str, Any], refusal: str, make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folder = make_folder(lesions=lesions)
     table = folder / "metadata" / "metadata.csv"
     rows = [line for line in table.read_text().splitlines() if ",nv," in line or "image_id" in line]
     table.write_text("\n".join(rows))
-    with pytest.raises(InputError, match=r"no image is left for the (val|test) split"):
-        _module(folder)
+    with pytest.raises(InputError, match=refusal):
+        _module(folder, **settings)
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_fold_without_a_lesion_is_refused(make_folder: MakeFolder) -> None:
@@ -317,3 +325,31 @@ def test_a_batch_size_is_found_by_a_training_only(make_folder: MakeFolder) -> No
         module.train_dataloader()
     module.settings.batch_size = 4
     assert len(next(iter(module.train_dataloader()))[0]) == 4
+
+
+def test_what_makes_a_training_worthless_is_told(
+    make_folder: MakeFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_folder()
+    _module(folder)
+    assert not caplog.records
+    table = next(folder.rglob("*etadata*.csv"))
+    rows = pd.read_csv(table)
+    rows.loc[:9, "lesion_id"] = ""
+    rows["dx"] = "nv"
+    rows.to_csv(table, index=False)
+    _module(folder)
+    assert f"10 of {len(rows)} images have no lesion id" in caplog.text
+    assert "all training images are of one class, benign" in caplog.text
+
+
+def test_folders_may_be_given_by_the_users_own(
+    make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    module = _module(Path("~") / folder.relative_to(tmp_path), cache="~/decoded")
+    assert len(module.table)
+    assert (tmp_path / "decoded").is_dir()
+    with pytest.raises(InputError, match="no folder for decoded images can be made there"):
+        _module(folder, cache=str(next(folder.rglob("*.jpg"))))

@@ -134,6 +134,11 @@ def _writable(folder: Path, name: str) -> Path:
     except OSError as error:
         if error.errno in FULL:
             raise _no_space(folder, 0) from error
+        if isinstance(error, FileExistsError | NotADirectoryError | FileNotFoundError):
+            raise InputError(
+                f"{folder}: no folder for decoded images can be made there ({error.strerror})\n"
+                "data.cache=DIR names another one."
+            ) from error
         if error.errno not in READ_ONLY:
             raise
     else:

@@ -19,7 +19,7 @@ from mlops_project.data import archives, sources
 from mlops_project.data.decode import decode, decoding_threads
 from mlops_project.data.diagnoses import unknown_diagnoses
 from mlops_project.data.same_pictures import SIDE, SamePicture, same_pictures
-from mlops_project.data.splits import UNUSED, split_by_lesion
+from mlops_project.data.splits import SPLITS, UNUSED, split_by_lesion
 from mlops_project.data.tables import read_rows
 from mlops_project.errors import InputError
 from mlops_project.printable import first_line
@@ -84,7 +84,13 @@ class Report:
     def broken(self) -> bool:
         """Whether training would refuse the folder or leave out some of its images."""
         problems = (self.unusable, self.missing, self.unreadable, self.unknown, self.duplicates)
-        return any(problems)
+        return any((*problems, self.empty_splits))
+
+    @property
+    def empty_splits(self) -> list[str]:
+        """The splits for which no image is left, though there are images."""
+        found = set(self.table["split"]) - {UNUSED}
+        return [name for name in SPLITS if found and name not in found]
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Report:
@@ -115,7 +121,7 @@ def check_folder(folder: str | os.PathLike[str]) -> Report:
     bad = {int(existing[position]): reason for position, reason in reasons.items()}
     table.loc[list(bad), "split"] = UNUSED
     usable = np.setdiff1d(existing, list(bad))
-    diagnoses = table.groupby("lesion_id")["dx"].unique()
+    diagnoses = table[table["dx"] != ""].groupby("lesion_id")["dx"].unique()
     return Report(
         folder=folder,
         layout=layout,

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mlops_project.data.check import NAIVE_SPLITS, Report
 from mlops_project.data.diagnoses import BINARY, DIAGNOSES, MALIGNANT
-from mlops_project.data.splits import SPLITS, UNUSED
+from mlops_project.data.splits import SPLITS, UNUSED, told_lesions
 from mlops_project.printable import printable
 
 LISTED = 20
@@ -114,6 +114,12 @@ def _findings(report: Report) -> Iterator[_Finding]:
             ("image", "rows"),
             [(image_id, f"{n:,}") for image_id, n in report.duplicates.items()],
         )
+    if report.empty_splits:
+        yield _Finding(
+            "broken",
+            f"No image is left for: {', '.join(report.empty_splits)}",
+            "Add images of other lesions: training needs at least three lesions.",
+        )
     if report.same:
         groups = [(table.iloc[list(same.rows)], same) for same in report.same]
         apart = sum(images["split"].nunique() > 1 for images, _ in groups)
@@ -150,10 +156,17 @@ def _findings(report: Report) -> Iterator[_Finding]:
                 f"No image of {dx} in {', '.join(lacking)}",
                 "A diagnosis needs three lesions to be in every split.",
             )
-    if len(table) and (table["lesion_id"] == table["image_id"]).all():
+    for kind, names in (("benign", DIAGNOSES.keys() - MALIGNANT), ("malignant", MALIGNANT)):
+        if len(known) and not known["dx"].isin([*names, kind]).any():
+            yield _Finding(
+                "warning",
+                f"No image is {kind}",
+                "Add some: from images of one class nothing can be learned.",
+            )
+    if unknown := int(told_lesions(table).isna().sum()):
         yield _Finding(
             "warning",
-            "The table names no lesions: each image counts as one of its own",
+            f"Images without a lesion id: {unknown:,}; each counts as a lesion of its own",
             "If lesions have several images, add the column lesion_id; otherwise they leak.",
         )
     if report.several_diagnoses:

@@ -29,7 +29,7 @@ from mlops_project.data.loading import (
 )
 from mlops_project.data.sampling import POWERS, EvaluationBatches, TrainingBatches
 from mlops_project.data.sources import Source, read_source
-from mlops_project.data.splits import SPLITS, UNUSED, make_split, split_hash
+from mlops_project.data.splits import SPLITS, UNUSED, make_split, split_hash, told_lesions
 from mlops_project.errors import InputError
 from mlops_project.printable import listed
 from mlops_project.setting_keys import convert, keys, typed
@@ -82,7 +82,8 @@ class HAM10000DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.settings = typed(DataConfig, settings, "data.")
-        self.settings.data_dir = os.fspath(data_dir)
+        self.settings.data_dir = os.path.expanduser(data_dir)
+        self.settings.cache = os.path.expanduser(self.settings.cache)
         check_data(self.settings)
         num_classes = convert(keys()["model.num_classes"], num_classes)
         self.num_classes, self.seed = num_classes, convert(keys()["seed"], seed)
@@ -147,10 +148,36 @@ class HAM10000DataModule(pl.LightningDataModule):
         """
         self.read()
         splits = {"validate": ("val",), "test": ("test",)}.get(stage or "fit", SPLITS)
+        self._require_images(splits)
+        first = self._images is None
         self.decode(np.flatnonzero(np.isin(self.split, splits)))
+        self._require_images(splits)
+        if first and "train" in splits:
+            self._warn()
+
+    def _warn(self) -> None:
+        """Warns of what makes a training or its measures worthless, and is no error."""
+        unknown = int(told_lesions(self.table).isna().sum())
+        if unknown:
+            log.warning(
+                "%d of %d images have no lesion id: if several show one lesion, they may be in "
+                "different splits, which makes the measures too good",
+                unknown,
+                len(self.table),
+            )
+        found = np.unique(self.labels[self.rows_of("train")])
+        if len(found) == 1:
+            log.warning(
+                "all training images are of one class, %s: nothing can be learned from them",
+                self.class_names[found[0]],
+            )
+
+    def _require_images(self, splits: tuple[str, ...]) -> None:
+        """Raises InputError if one of these splits is to be, and has no image."""
         for name in splits:
             if not (self.split == name).any() and (name != "test" or self.settings.test_fraction):
-                needs = "it needs at least three lesions"
+                count = "three" if self.settings.test_fraction else "two"
+                needs = f"it needs at least {count} lesions"
                 if self.settings.folds and name == "val":
                     needs = f"data.folds={self.settings.folds}: it needs a lesion for each of them"
                 raise InputError(
