@@ -190,6 +190,11 @@ def test_images_too_small_for_the_blocks_are_refused_with_the_smallest_size() ->
     build_model(ModelConfig(architecture=architecture), 64)
 
 
+def test_weights_that_timm_has_by_an_address_alone_are_none_of_the_hub() -> None:
+    message = refusal(name="timm", variant="gcvit_xxtiny", pretrained=True)
+    assert "timm has no ImageNet weights for gcvit_xxtiny on the hub" in message
+
+
 @pytest.mark.parametrize(("variant", "size"), [("twins_pcpvt_small", 50), ("crossvit_9_240", 224)])
 def test_images_that_a_network_cannot_take_are_refused(variant: str, size: int) -> None:
     message = refusal(size=size, name="timm", variant=variant)
