@@ -301,6 +301,12 @@ def test_images_are_full_grown_when_the_time_is_over() -> None:
     assert side_in(0, config, 0.0) == side_in(0, config, 0.01) == 96
 
 
+@pytest.mark.parametrize(("start", "sides"), [(41, [41, 64, 96]), (90, [90, 96, 96])])
+def test_the_first_epoch_has_the_size_that_was_asked_for(start: int, sides: list[int]) -> None:
+    options = [f"data.start_size={start}", "data.image_size=96", "training.max_epochs=3"]
+    assert [side_in(epoch, settings.load(options)) for epoch in range(3)] == sides
+
+
 def test_a_size_that_the_network_cannot_start_with_is_refused(run_here: Train) -> None:
     blocks = ("model.architecture.conv_blocks=5", "model.architecture.channels=[2,2,2,2,2]")
     with pytest.raises(InputError, match=r"cannot take 16 × 16 .*another data\.start_size"):
