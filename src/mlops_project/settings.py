@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from mlops_project import hydra_overrides
-from mlops_project.combinations import check_data, check_training
+from mlops_project.combinations import check_data, check_model, check_training
 from mlops_project.config import Config
 from mlops_project.errors import InputError
-from mlops_project.models.variants import check_model_settings, default_image_size, family_of
 from mlops_project.setting_keys import GROUPS, NONE, keys, shown, typed
+from mlops_project.variants import default_image_size, family_of
 
 MAX_FILE_BYTES = 2**20  # of a file of configs/
 # What tells the repetitions of one experiment apart.
@@ -120,7 +120,7 @@ def _keys_in(path: Path) -> set[str]:
 
 def resolve(config: Config) -> Config:
     """Fills in what follows from other settings, and checks what must go together."""
-    check_model_settings(config.model)
+    check_model(config.model)
     _expand_paths(config)
     if config.training.learning_rate is None:
         config.training.learning_rate = config.model.learning_rate

@@ -25,7 +25,7 @@ from mlops_project.models.build import (
     knows_head_dropout,
     stages,
 )
-from mlops_project.models.variants import VARIANTS, Variant
+from mlops_project.variants import VARIANTS, Variant
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "baseline_cnn": {"name": "baseline_cnn"},
