@@ -18,7 +18,10 @@ def stop_logging() -> None:
 
 
 def start_console() -> None:
-    """Sends the project's log to the console, above a progress bar where there is one."""
+    """Sends the project's log to the console, above a progress bar where there is one.
+
+    Warnings and errors go to standard error.
+    """
     log.setLevel(logging.INFO)
     log.propagate = False
     console: logging.Handler = _Console(sys.stdout)
@@ -26,8 +29,14 @@ def start_console() -> None:
         from rich.logging import RichHandler
 
         console = RichHandler(show_time=False, show_path=False, show_level=False)
-    console.setFormatter(_Formatter())
-    log.addHandler(console)
+    handlers = [console]
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):  # else one keeps clear of the bar
+        console.addFilter(lambda record: record.levelno < logging.WARNING)
+        handlers.append(_Console(sys.stderr))
+        handlers[1].setLevel(logging.WARNING)
+    for handler in handlers:
+        handler.setFormatter(_Formatter())
+        log.addHandler(handler)
 
 
 class _Console(logging.StreamHandler):

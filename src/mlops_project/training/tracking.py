@@ -257,9 +257,9 @@ def start_logging(path: Path | None) -> None:
         return
     file = LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(file)
-    warnings_log.addHandler(file)
     start_console()
+    log.addHandler(file)  # the last one: should it leave, the others have been told already
+    warnings_log.addHandler(file)
     for record in kept:
         log.handle(record)
 
