@@ -25,7 +25,9 @@ def main() -> int:
 
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(settings.help_text())
+        from mlops_project.help_text import help_text
+
+        print(help_text())
         return 0
     if any(a and not a.strip() for a in arguments):
         print(

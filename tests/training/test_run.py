@@ -21,9 +21,9 @@ import yaml
 from PIL import Image
 
 from mlops_project import settings
+from mlops_project.console import start_logging
 from mlops_project.errors import InputError, file_failure
 from mlops_project.training.run import Result, train
-from mlops_project.training.tracking import start_logging
 
 SMALL = ("data.image_size=32", "data.batch_size=16", "training.max_epochs=2")
 
@@ -342,7 +342,7 @@ def test_the_end_of_several_runs_is_passed_on_to_the_one_that_is_running(disturb
 def test_a_log_that_cannot_be_written_is_given_up_with_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    start_logging(Path("/dev/full"))
+    start_logging(Path("/dev/full"), first=True)
     log = logging.getLogger("mlops_project")
     log.info("first")
     log.info("second")

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import FSDPStrategy
 
 from mlops_project.config import Config
+from mlops_project.console import show_kept_warnings
 from mlops_project.errors import InputError, forget_signals
 from mlops_project.models.build import build_model
 from mlops_project.printable import first_line
@@ -38,7 +39,7 @@ from mlops_project.training.saving import Checkpoints
 from mlops_project.training.signals import Interruption, end_with_parent, handlers_put_back
 from mlops_project.training.speed import Speed
 from mlops_project.training.summary import Result
-from mlops_project.training.tracking import EpochMetrics, History, draw_curves, show_kept_warnings
+from mlops_project.training.tracking import EpochMetrics, History, draw_curves
 from mlops_project.training.trainer import build_trainer
 from mlops_project.training.tuning import find_learning_rate
 
