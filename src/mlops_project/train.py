@@ -8,7 +8,6 @@ uv run src/mlops_project/train.py --help
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from mlops_project.command_line import run_command
 
@@ -51,11 +50,9 @@ def main() -> int:
         print(yaml.safe_dump(settings.to_container(config), sort_keys=False), end="")
         return 0
     config = settings.load(arguments)
-    if config.data.name != "demo" and not config.training.resume_from_checkpoint:
-        from mlops_project.data.folder import require_folder
+    from mlops_project.data.folder import require_images
 
-        require_folder(Path(config.data.data_dir))
-
+    require_images(config)
     wait_longer_if_alone()
     from mlops_project.training.run import train
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlops_project.data.folder import require_folder
+from mlops_project.data.folder import require_images
 from mlops_project.searching import results
 from mlops_project.searching.display import Display
 from mlops_project.searching.storage import Storage
@@ -51,8 +51,7 @@ def search(
     sweep = read(path, arguments).named(name)
     folder = SEARCHES / sweep.name
     database = Storage(storage or f"sqlite:///{folder / 'study.db'}", sweep.name, grace)
-    if sweep.config.data.name != "demo":
-        require_folder(Path(sweep.config.data.data_dir))
+    require_images(sweep.config)
     study = Study(sweep, database, folds)
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)

@@ -31,7 +31,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
-from mlops_project.errors import EXIT_FAILED, InputError, ProjectError
+from mlops_project.errors import EXIT_FAILED, InputError, ProjectError, killed_by
 from mlops_project.training.signals import leave_at_once
 
 REPORTS = "MLOPS_PROJECT_REPORTS"  # environment: folder for last words
@@ -266,9 +266,7 @@ def _last_words(rank: int, process: subprocess.Popen) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8").strip()
     if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        hint = " (was the memory used up?)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
+        return killed_by(-process.returncode)
     return f"exit code {process.returncode}"
 
 
