@@ -19,7 +19,7 @@ SECONDS, TIMES = 0.1, 5  # over which that is measured, and how often before it 
 
 def usable_cores() -> int:
     """Number of CPU cores this process may use, by its affinity and the quota of its container."""
-    import joblib  # takes a third of a second; scikit-learn brings it where metrics are computed
+    import joblib  # a third of a second, which scikit-learn would take later
 
     return joblib.cpu_count()
 

@@ -175,7 +175,7 @@ def _fit(prepared: Prepared, parts: _Parts) -> tuple[Path, int]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's warnings of what is meant to be so."""
+    """Silences Lightning's warnings of what is meant to be so."""
     with warnings.catch_warnings():
         # Preparing batches in this process is the fast path here, not an oversight; and the
         # training batches know by themselves where a resumed run is.
@@ -187,7 +187,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _say_why_it_ended(config: Config, parts: _Parts) -> None:
-    """Where it did before its last epoch."""
+    """Logs the reason of a training that ended before its last epoch."""
     early = parts.trainer.early_stopping_callback
     if isinstance(early, EarlyStopping) and early.stopping_reason_message:
         log.info("stopped early: %s", early.stopping_reason_message)
