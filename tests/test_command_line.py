@@ -118,6 +118,13 @@ def test_without_data_the_message_names_the_two_ways_to_get_some(run: Run, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [["compare.py", "nowhere"], ["dataset.py", "check", "nowhere"]])
+def test_what_a_command_refuses_is_told_where_errors_belong(words: list[str], run: Run) -> None:
+    done = run(*words)
+    assert "nowhere" in refused(done, 2)
+    assert done.stdout == ""
+
+
 @pytest.mark.parametrize("form", [["--cfg"], ["--cfg", "job"]])
 def test_cfg_prints_the_resolved_settings_as_yaml(
     form: list[str], run: Run, tmp_path: Path
@@ -265,9 +272,8 @@ def test_any_other_exception_that_python_drops_is_told(tmp_path: Path) -> None:
 
 
 def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(run: Run) -> None:
-    ended = run("evaluate.py", "--checkpoint=~/gone.ckpt")
-    assert ended.returncode == 2
-    assert f"{Path.home() / 'gone.ckpt'}: no such checkpoint" in ended.stdout + ended.stderr
+    message = refused(run("evaluate.py", "--checkpoint=~/gone.ckpt"), 2)
+    assert f"{Path.home() / 'gone.ckpt'}: no such checkpoint" in message
 
 
 @pytest.mark.parametrize("read", [True, False])

@@ -47,6 +47,14 @@ def test_what_the_user_says_stays(policy: str) -> None:
     assert told(GOMP_SPINCOUNT="77") == "None 77"
 
 
+def test_no_more_cores_are_used_than_the_machine_s_owner_allows() -> None:
+    """By the environment here; joblib looks at a container's quota just so."""
+    ask = "from mlops_project.threads import usable_cores; print(usable_cores())"
+    limited = os.environ | {"LOKY_MAX_CPU_COUNT": "1"}
+    done = subprocess.run([sys.executable, "-c", ask], env=limited, capture_output=True, text=True)
+    assert done.stdout == "1\n"
+
+
 def test_beside_others_that_compute_threads_soon_fall_asleep() -> None:
     with working([sys.executable, "-c", WORK]):
         assert told() == f"None {LOOKS}"

@@ -5,12 +5,43 @@ from __future__ import annotations
 import logging
 import re
 
-from mlops_project.config import DataConfig, TrainingConfig
+from mlops_project.config import DataConfig, ModelConfig, TrainingConfig
 from mlops_project.errors import InputError
+from mlops_project.variants import find_variant
 
 log = logging.getLogger("mlops_project")
 
 MAX_DAYS = 3650  # of training.max_time
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises InputError for settings that the chosen model does not have."""
+    name = model.name
+    find_variant(model)
+    if name == "timm" and not model.variant:
+        raise InputError("model=timm needs model.variant=NAME, such as convnext_atto")
+    if name == "baseline_cnn":
+        for key, value in (
+            ("variant", model.variant),
+            ("pretrained_path", model.pretrained_path),
+            ("drop_path_rate", model.drop_path_rate),
+        ):
+            if value is not None:
+                raise InputError(
+                    f"model.{key}={value}: baseline_cnn has none; "
+                    "choose model=resnet, model=efficientnet or model=timm"
+                )
+        if model.pretrained is True:
+            raise InputError(
+                "model.pretrained=true: there are no pretrained weights for baseline_cnn; "
+                "choose model=resnet, model=efficientnet or model=timm"
+            )
+        blocks, channels = model.architecture.conv_blocks, model.architecture.channels
+        if blocks != len(channels):
+            raise InputError(
+                f"model.architecture.conv_blocks={blocks} needs as many channels, "
+                f"but model.architecture.channels has {len(channels)}: {channels}"
+            )
 
 
 def check_data(data: DataConfig) -> None:

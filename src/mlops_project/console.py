@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from logging.handlers import MemoryHandler
+from pathlib import Path
 
 log = logging.getLogger("mlops_project")
 
@@ -18,7 +20,10 @@ def stop_logging() -> None:
 
 
 def start_console() -> None:
-    """Sends the project's log to the console, above a progress bar where there is one."""
+    """Sends the project's log to the console, above a progress bar where there is one.
+
+    Warnings and errors go to standard error.
+    """
     log.setLevel(logging.INFO)
     log.propagate = False
     console: logging.Handler = _Console(sys.stdout)
@@ -26,8 +31,60 @@ def start_console() -> None:
         from rich.logging import RichHandler
 
         console = RichHandler(show_time=False, show_path=False, show_level=False)
-    console.setFormatter(_Formatter())
-    log.addHandler(console)
+    handlers = [console]
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):  # else one keeps clear of the bar
+        console.addFilter(lambda record: record.levelno < logging.WARNING)
+        handlers.append(_Console(sys.stderr))
+        handlers[1].setLevel(logging.WARNING)
+    for handler in handlers:
+        handler.setFormatter(_Formatter())
+        log.addHandler(handler)
+
+
+def start_logging(path: Path | None, *, first: bool) -> None:
+    """Sends the project's log to the console and, with the times, to a file.
+
+    Args:
+        path: the log file; None where there is none yet, which keeps the messages until there is,
+            and on processes other than the first, which stay silent.
+        first: whether this is the first process.
+    """
+    kept = _kept()
+    stop_logging()
+    # Lightning's remarks on devices and its tips are not about this run.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.captureWarnings(True)
+    warnings_log = logging.getLogger("py.warnings")
+    warnings_log.propagate = False
+    warnings_log.handlers.clear()
+    if path is None:
+        keeping = MemoryHandler(1000, flushLevel=sys.maxsize)
+        log.addHandler(keeping if first else logging.NullHandler())
+        warnings_log.addHandler(logging.NullHandler())
+        return
+    file = LogFile(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    start_console()
+    log.addHandler(file)  # the last one: should it leave, the others have been told already
+    warnings_log.addHandler(file)
+    for record in kept:
+        log.handle(record)
+
+
+def show_kept_warnings() -> None:
+    """Shows the warnings that still wait for a log file, where a refusal leaves them without."""
+    warnings = [record for record in _kept() if record.levelno >= logging.WARNING]
+    if warnings:
+        stop_logging()
+        start_console()
+        for record in warnings:
+            log.handle(record)
+        stop_logging()
+
+
+def _kept() -> list[logging.LogRecord]:
+    return [r for h in log.handlers if isinstance(h, MemoryHandler) for r in h.buffer]
 
 
 class _Console(logging.StreamHandler):

@@ -111,7 +111,7 @@ def signal_arrived() -> int:
 
 
 def forget_signals() -> None:
-    """Once they have ended what they were sent to."""
+    """Clears the record of received signals, once they have ended what they were sent to."""
     _arrived.clear()
 
 
@@ -120,6 +120,12 @@ def interrupted_by(number: int) -> tuple[str, int]:
     if number in (0, signal.SIGINT):
         return "interrupted", EXIT_INTERRUPTED
     return f"ended by {signal.Signals(number).name}", EXIT_TERMINATED
+
+
+def killed_by(number: int) -> str:
+    """What to tell of a process that a signal has ended."""
+    name = signal.Signals(number).name
+    return f"killed by {name}" + (" (was the memory used up?)" if name == "SIGKILL" else "")
 
 
 _FILE_ADVICE = {

@@ -61,7 +61,7 @@ def _quoted(override: str) -> str:
 
 
 def _in_quotes(text: str) -> str:
-    """As a quoted text of Hydra's, where a backslash means itself unless quotes follow it."""
+    """A quoted text of Hydra's, where a backslash means itself unless quotes follow it."""
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 

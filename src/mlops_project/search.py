@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from mlops_project.command_line import run_typer, typer_app
+from mlops_project.searching.storage import GRACE_SECONDS
 
 app = typer_app(
     "Search for the settings that train the best classifier, as a sweep file describes."
@@ -47,7 +48,7 @@ def run(
     ] = None,
     grace: Annotated[
         int, typer.Option(help="Seconds after which a silent worker counts as dead.", min=2)
-    ] = 60,
+    ] = GRACE_SECONDS,
 ) -> None:
     """Runs trials. The same command goes on with them, and may run several times at once."""
     from mlops_project.searching.search import search

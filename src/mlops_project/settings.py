@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from mlops_project import hydra_overrides
-from mlops_project.combinations import check_data, check_training
+from mlops_project.combinations import check_data, check_model, check_training
 from mlops_project.config import Config
 from mlops_project.errors import InputError
-from mlops_project.models.variants import check_model_settings, default_image_size, family_of
-from mlops_project.setting_keys import GROUPS, NONE, keys, shown, typed
+from mlops_project.setting_keys import GROUPS, NONE, keys, typed
+from mlops_project.variants import default_image_size, family_of
 
 MAX_FILE_BYTES = 2**20  # of a file of configs/
 # What tells the repetitions of one experiment apart.
@@ -120,7 +120,7 @@ def _keys_in(path: Path) -> set[str]:
 
 def resolve(config: Config) -> Config:
     """Fills in what follows from other settings, and checks what must go together."""
-    check_model_settings(config.model)
+    check_model(config.model)
     _expand_paths(config)
     if config.training.learning_rate is None:
         config.training.learning_rate = config.model.learning_rate
@@ -246,39 +246,3 @@ def check_file(path: Path) -> None:
         ) from error
     if aliases:
         raise InputError(f"{path}: aliases (*name) are not supported: write the value out")
-
-
-def help_text() -> str:
-    """Every setting with its meaning, range and default, and the files of `configs/`."""
-    lines = [
-        "Train a skin-lesion classifier.",
-        "",
-        "  uv run src/mlops_project/train.py data=demo",
-        "  uv run src/mlops_project/train.py model=efficientnet model.variant=b2 seed=7",
-        "  uv run src/mlops_project/train.py -m seed=1,2,3            one run for each value",
-        "",
-        "Settings are written KEY=VALUE or --KEY=VALUE.",
-        "  -h, --help      this text",
-        "  -m, --multirun  comma-separated values: one run for each combination",
-        "  --cfg           print the resolved settings and stop",
-        "",
-        "Files of settings",
-    ]
-    for group in GROUPS:
-        lines.append(
-            f"  {group}={', '.join(path.stem for path in hydra_overrides.files_of(group))}"
-        )
-    section = None
-    for key in keys().values():
-        head = key.name.rpartition(".")[0]
-        if head != section:
-            section = head
-            lines += ["", head or "General"]
-        default = "" if key.default is None else f" [{shown(key.default)}]"
-        unit = key.facts["unit"]
-        unit = f" ({unit})" if unit and unit not in key.expected else ""
-        lines.append(f"  {key.name}{default}")
-        lines.append(f"      {key.facts['meaning']}{unit}; {key.expected}")
-        if key.facts["source"]:
-            lines.append(f"      source: {key.facts['source']}")
-    return "\n".join(lines)

@@ -8,7 +8,6 @@ uv run src/mlops_project/train.py --help
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from mlops_project.command_line import run_command
 
@@ -25,7 +24,9 @@ def main() -> int:
 
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(settings.help_text())
+        from mlops_project.help_text import help_text
+
+        print(help_text())
         return 0
     if any(a and not a.strip() for a in arguments):
         print(
@@ -49,11 +50,9 @@ def main() -> int:
         print(yaml.safe_dump(settings.to_container(config), sort_keys=False), end="")
         return 0
     config = settings.load(arguments)
-    if config.data.name != "demo" and not config.training.resume_from_checkpoint:
-        from mlops_project.data.folder import require_folder
+    from mlops_project.data.folder import require_images
 
-        require_folder(Path(config.data.data_dir))
-
+    require_images(config)
     wait_longer_if_alone()
     from mlops_project.training.run import train
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from mlops_project import hydra_overrides, setting_keys, settings
+from mlops_project.help_text import help_text
 from tests.fuzz.damage import Step, damage, some_steps
 
 CONFIGS = hydra_overrides.CONFIGS
@@ -167,6 +168,6 @@ def use_edit(value: Edit, folder: Path) -> None:
     try:
         arguments = [f"{group}={Path(file).stem}"] if group else []
         settings.load([*arguments, *([value.argument] if value.argument[:4] != group[:4] else [])])
-        settings.help_text()
+        help_text()
     finally:
         hydra_overrides.CONFIGS = CONFIGS

@@ -25,7 +25,7 @@ from mlops_project.models.build import (
     knows_head_dropout,
     stages,
 )
-from mlops_project.models.variants import VARIANTS, Variant
+from mlops_project.variants import VARIANTS, Variant
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "baseline_cnn": {"name": "baseline_cnn"},
@@ -188,6 +188,11 @@ def test_images_too_small_for_the_blocks_are_refused_with_the_smallest_size() ->
     assert "data.image_size=63" in message
     assert "at least 64" in message
     build_model(ModelConfig(architecture=architecture), 64)
+
+
+def test_weights_that_timm_has_by_an_address_alone_are_none_of_the_hub() -> None:
+    message = refusal(name="timm", variant="gcvit_xxtiny", pretrained=True)
+    assert "timm has no ImageNet weights for gcvit_xxtiny on the hub" in message
 
 
 @pytest.mark.parametrize(("variant", "size"), [("twins_pcpvt_small", 50), ("crossvit_9_240", 224)])

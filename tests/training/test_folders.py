@@ -14,7 +14,6 @@ import pytest
 
 from mlops_project.training.folders import (
     add_to_summary,
-    new_log_file,
     new_run_folder,
     run_folder_of,
     table_text,
@@ -141,7 +140,6 @@ def test_commands_that_start_in_the_same_second_get_a_log_each(tmp_path: Path) -
     for name in made:
         assert re.fullmatch(r"logs/train_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?\.log", name)
         assert (tmp_path / name).read_text() == ""
-    assert new_log_file(tmp_path, "evaluate").name.startswith("evaluate_")
 
 
 # The summary of all runs

@@ -75,7 +75,7 @@ def test_logit_adjustment_adds_the_log_of_how_frequent_a_class_is(
 ) -> None:
     logits, labels, _ = batch
     classes = logits.shape[1]
-    offsets = tau * log_frequencies(labels.numpy(), classes)
+    offsets = tau * log_frequencies(labels.numpy(), classes, 1)
     counts = np.bincount(labels, minlength=classes)
     shown = np.maximum(counts, 1)
     assert np.allclose(offsets, tau * np.log(shown / shown.sum()))
@@ -90,7 +90,7 @@ def test_smoothing_spreads_the_target_as_adjusted_logits_that_know_nothing_would
     batch: tuple[torch.Tensor, torch.Tensor, np.ndarray], smoothing: float, name: str, tau: float
 ) -> None:
     logits, labels, class_weights = batch
-    offsets = torch.from_numpy(tau * log_frequencies(labels.numpy(), logits.shape[1])).float()
+    offsets = torch.from_numpy(tau * log_frequencies(labels.numpy(), logits.shape[1], 1)).float()
     adjusted = partial(
         ClassificationLoss, name, class_weights=class_weights, logit_offsets=offsets.numpy()
     )
@@ -107,7 +107,7 @@ def test_smoothing_spreads_the_target_as_adjusted_logits_that_know_nothing_would
 
 def test_smoothing_does_not_take_a_rare_class_s_distance_away() -> None:
     """The best logits of a frequent class's image stay far from those of the rare class."""
-    offsets = log_frequencies(np.repeat([0, 1], [99, 1]), 2)
+    offsets = log_frequencies(np.repeat([0, 1], [99, 1]), 2, 1)
     loss = ClassificationLoss(label_smoothing=0.1, logit_offsets=offsets)
     plain = ClassificationLoss(label_smoothing=0.1)
 

@@ -115,7 +115,7 @@ def test_a_skipped_step_changes_nothing_and_is_counted(
 ) -> None:
     overflow({4})
     result: Result = train_here("training.on_nonfinite=skip", "training.max_epochs=1")
-    assert "gradients of step 5 are not finite: skipped (1 of at most 10)" in capfd.readouterr().out
+    assert "gradients of step 5 are not finite: skipped (1 of at most 10)" in capfd.readouterr().err
     last = load_checkpoint(RUN / "checkpoints/last.ckpt")
     assert last["callbacks"]["NonFinite"] == {"skipped": 1}
     before = load_checkpoint(RUN / "checkpoints/last.ckpt")["state_dict"]
@@ -154,7 +154,7 @@ def test_processes_with_a_scaler_count_the_steps_that_any_of_them_skips(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for told in ("step 3 are not finite: skipped (1 of", "step 4 are not finite: skipped (2 of"):
-        assert told in done.stdout
+        assert told in done.stderr
     last = load_checkpoint(RUN / "checkpoints/last.ckpt")
     assert last["callbacks"]["NonFinite"] == {"skipped": 2}
 

@@ -111,7 +111,7 @@ def test_a_run_that_ends_in_its_warm_up_says_so(
     run_here: Train, capfd: pytest.CaptureFixture[str], warmup: str, told: str | None
 ) -> None:
     run_here(f"training.warmup_epochs={warmup}", "training.limit_train_batches=2")
-    printed = " ".join(capfd.readouterr().out.split())
+    printed = " ".join(capfd.readouterr().err.split())
     assert (told in printed) if told else ("warmup_epochs" not in printed)
 
 
@@ -299,6 +299,12 @@ def test_images_are_full_grown_when_the_time_is_over() -> None:
     assert side_in(7, config, 0.95) == 192
     assert side_in(4, config, 0.1) == side_in(4, config)  # the epochs end first
     assert side_in(0, config, 0.0) == side_in(0, config, 0.01) == 96
+
+
+@pytest.mark.parametrize(("start", "sides"), [(41, [41, 64, 96]), (90, [90, 96, 96])])
+def test_the_first_epoch_has_the_size_that_was_asked_for(start: int, sides: list[int]) -> None:
+    options = [f"data.start_size={start}", "data.image_size=96", "training.max_epochs=3"]
+    assert [side_in(epoch, settings.load(options)) for epoch in range(3)] == sides
 
 
 def test_a_size_that_the_network_cannot_start_with_is_refused(run_here: Train) -> None:
@@ -602,10 +608,10 @@ def test_what_the_weights_of_another_run_have_learned_from_is_not_forgotten(
     first = run_here("training.max_epochs=1")
     start = f"model.init_from={first.checkpoint}"
     run_here(start, "training.max_epochs=1")
-    assert "have learned from" not in capfd.readouterr().out
+    assert "have learned from" not in capfd.readouterr().err
     second = run_here(start, "training.max_epochs=1", "seed=7")
     told = re.search(
-        r"have learned from what (\d+) val and (\d+) test images", capfd.readouterr().out
+        r"have learned from what (\d+) val and (\d+) test images", capfd.readouterr().err
     )
     assert told is not None
     third = run_here(f"model.init_from={second.checkpoint}", "training.max_epochs=1", "seed=7")
@@ -698,7 +704,7 @@ def test_without_a_server_one_line_says_that_the_run_is_offline(
     run_here: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_here("wandb.enabled=true", "training.limit_train_batches=1")
-    lines = [line for line in capfd.readouterr().out.splitlines() if "offline" in line.lower()]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "offline" in line.lower()]
     assert len(lines) == 1
     assert re.match("warning: Weights & Biases: 127.0.0.1 cannot be reached", lines[0])
     assert "wandb sync" in lines[0]

@@ -247,7 +247,7 @@ def test_going_back_with_other_settings_leaves_the_run_as_it_is(
     assert result.folder == RUN.with_name("version_1")
     assert len(pd.read_csv(result.folder / "metrics.csv")) == 3
     assert (result.folder / "checkpoints" / first.name).is_file()
-    assert "has later epochs, which stay" in capfd.readouterr().out
+    assert "has later epochs, which stay" in capfd.readouterr().err
 
 
 def test_a_run_that_is_only_branched_off_is_free_for_others(train_here: Train) -> None:
@@ -416,7 +416,7 @@ def test_auto_passes_over_a_damaged_checkpoint(
         "training.resume_from_checkpoint=auto",
     )
     assert result.folder == RUN
-    assert "last.ckpt is damaged: going on from" in capfd.readouterr().out
+    assert "last.ckpt is damaged: going on from" in capfd.readouterr().err
     assert (RUN / "metrics.csv").read_bytes() == whole
     assert load_checkpoint(LAST)["epoch"] == 1
 
@@ -432,8 +432,9 @@ def test_a_refusal_does_not_hide_the_warning_of_a_damaged_checkpoint(
     shutil.rmtree("mounted")
     done = run("train.py", *options, "training.resume_from_checkpoint=auto")
     assert done.returncode == 2
-    assert done.stdout.startswith(f"warning: {LAST} is damaged: going on from {RUN}/checkpoints/ep")
-    assert done.stderr.startswith("error: mounted: no such folder")
+    warning, error = done.stderr.splitlines()[:2]
+    assert warning.startswith(f"warning: {LAST} is damaged: going on from {RUN}/checkpoints/ep")
+    assert error.startswith("error: mounted: no such folder")
 
 
 def test_other_images_are_refused(train_here: Train, demo_folder: Path, tmp_path: Path) -> None:
@@ -554,7 +555,7 @@ def test_a_damaged_best_checkpoint_costs_only_itself(
     best = train_here("training.max_epochs=2", once=True).checkpoint
     best.write_bytes(best.read_bytes()[:1000])
     result = train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
-    assert "The next best one is tested instead" in capfd.readouterr().out
+    assert "The next best one is tested instead" in capfd.readouterr().err
     assert result.checkpoint != best
 
 
@@ -656,7 +657,7 @@ def test_a_new_run_from_a_copied_checkpoint_keeps_the_best_that_lies_beside_it(
         )
         assert result.folder is not None
         kept = (result.folder / "checkpoints" / best.name).is_file()
-        warned = "the best epochs before it do not lie beside it" in capfd.readouterr().out
+        warned = "the best epochs before it do not lie beside it" in capfd.readouterr().err
         assert (kept, warned) == (name == "together", name == "alone")
 
 
@@ -718,4 +719,4 @@ def test_the_checkpoint_before_the_last_one_keeps_the_best(
     unfinish()
     train_here(f"training.resume_from_checkpoint={previous}", plain=True)
     assert sorted(path.name for path in RUN.glob("checkpoints/epoch=*.ckpt")) == best
-    assert "do not lie beside it" not in capfd.readouterr().out
+    assert "do not lie beside it" not in capfd.readouterr().err

@@ -21,9 +21,9 @@ import yaml
 from PIL import Image
 
 from mlops_project import settings
+from mlops_project.console import start_logging
 from mlops_project.errors import InputError, file_failure
 from mlops_project.training.run import Result, train
-from mlops_project.training.tracking import start_logging
 
 SMALL = ("data.image_size=32", "data.batch_size=16", "training.max_epochs=2")
 
@@ -203,9 +203,9 @@ def test_where_the_monitored_metric_cannot_be_told_the_latest_epoch_counts_as_th
         "training.max_epochs=9",
     )
     assert result.checkpoint.name == "epoch=001-val_auroc=nan.ckpt"
-    told = capfd.readouterr().out
-    assert told.count("val_auroc cannot be told in epoch 1 ") == 1
-    assert "stopped early" in told
+    told = capfd.readouterr()
+    assert told.err.count("val_auroc cannot be told in epoch 1 ") == 1
+    assert "stopped early" in told.out
 
 
 def test_an_unknown_metric_lists_the_known_ones_and_writes_nothing(
@@ -226,7 +226,7 @@ def test_a_bad_image_is_left_out_with_a_count(
     second.write_text("not an image")
     third.unlink()
     result = train_in(tmp_path, images, "training.max_epochs=1")
-    output = capfd.readouterr().out
+    output = capfd.readouterr().err
     assert "2 images cannot be read" in output
     assert first.stem in output
     assert "1 images of the table do not exist" in output
@@ -263,7 +263,7 @@ def test_a_table_of_all_runs_that_cannot_be_written_costs_no_results(
     result = train_in(tmp_path, demo_folder, "training.max_epochs=1")
     assert result.folder is not None
     assert (tmp_path / result.folder / "results.json").is_file()
-    assert "this run's row could not be added" in capfd.readouterr().out
+    assert "this run's row could not be added" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -342,14 +342,15 @@ def test_the_end_of_several_runs_is_passed_on_to_the_one_that_is_running(disturb
 def test_a_log_that_cannot_be_written_is_given_up_with_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    start_logging(Path("/dev/full"))
+    start_logging(Path("/dev/full"), first=True)
     log = logging.getLogger("mlops_project")
     log.info("first")
     log.info("second")
     output = capfd.readouterr()
-    assert output.out.splitlines()[-1] == "second"
-    assert output.out.count("goes on without this log (No space left on device)") == 1
-    assert output.err == ""
+    assert output.out.splitlines() == ["first", "second"]
+    assert output.err == (
+        "warning: /dev/full: goes on without this log (No space left on device)\n"
+    )
 
 
 def test_a_place_that_cannot_be_written_to_is_one_clear_message(

@@ -72,7 +72,7 @@ def test_a_run_that_goes_on_has_a_row_for_each_epoch(run_here: Train) -> None:
 def test_waiting_for_data_comes_with_a_hint_that_can_be_followed(
     speed: dict[str, float], data: DataConfig, words: str | None
 ) -> None:
-    told = hint(speed, data)
+    told = hint(speed, data, on_gpu=False)
     assert told is None if words is None else words in str(told)
     if "model_rate_share" not in speed:  # of several GPUs, nobody knows how busy they are
         assert hint(speed, data, on_gpu=True) is None

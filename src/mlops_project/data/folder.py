@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlops_project.config import Config
 from mlops_project.errors import InputError
+
+
+def require_images(config: Config) -> None:
+    """Raises InputError if a run's folder of images is missing.
+
+    Synthetic images are made where there are none, and a resumed run has its folder noted.
+    """
+    if config.data.name != "demo" and not config.training.resume_from_checkpoint:
+        require_folder(Path(config.data.data_dir))
 
 
 def require_folder(folder: Path) -> None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mlops_project.combinations import check_model
 from mlops_project.config import ModelConfig
 from mlops_project.errors import InputError
 from mlops_project.models.baseline_cnn import BaselineCNN
-from mlops_project.models.variants import check_model_settings, find_variant
 from mlops_project.models.weights import load_file
 from mlops_project.printable import first_line
+from mlops_project.variants import find_variant
 
 # Mean and standard deviation of ImageNet's channels on the scale from 0 to 1, as torchvision and
 # timm have them.
@@ -50,7 +51,7 @@ def build_model(settings: ModelConfig, image_size: int, *, load_weights: bool = 
         InputError: settings that do not go together, or a file of weights that cannot be used.
         ProjectError: model.pretrained=true, and the weights cannot be fetched.
     """
-    check_model_settings(settings)
+    check_model(settings)
     if settings.name == "baseline_cnn":
         built = _build_baseline(settings, image_size)
     else:

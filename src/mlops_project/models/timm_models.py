@@ -39,7 +39,7 @@ def create(
         The network, and which weights it starts from.
 
     Raises:
-        InputError: timm knows no such network, or has no weights for it.
+        InputError: timm knows no such network, or has no weights for it on the hub.
         ProjectError: the weights cannot be fetched.
     """
     # Read when huggingface_hub is imported; its own defaults wait for minutes in all.
@@ -81,16 +81,19 @@ def create(
 
     if pretrained is False:
         return build(False), "random"
-    if config is None or not (config.hf_hub_id or config.url):
+    if config is None or not config.hf_hub_id:
         if pretrained is True:
-            raise InputError(f"model.pretrained=true: timm has no ImageNet weights for {name}")
-        log.warning("timm has no ImageNet weights for %s: it starts at random", name)
+            raise InputError(
+                f"model.pretrained=true: timm has no ImageNet weights for {name} on the hub; "
+                "model.pretrained_path=FILE takes a local file"
+            )
+        log.warning("timm has no ImageNet weights for %s on the hub: it starts at random", name)
         return build(False), "random"
     # Asked first: the hub's own client tries again and again for a minute.
-    reason = hub_has(config.to_dict())
+    reason = hub_has(config.hf_hub_id, config.hf_hub_filename)
     if reason is None:
         try:
-            return build(True), f"ImageNet ({config.hf_hub_id or config.url})"
+            return build(True), f"ImageNet ({config.hf_hub_id})"
         except InputError:
             raise
         except Exception as error:  # the hub's client and the disk raise what they like

@@ -24,18 +24,19 @@ _WRAPPINGS = ("state_dict", "model_state_dict", "model_ema", "state_dict_ema", "
 _PREFIXES = ("module.", "_orig_mod.", "network.", "model.", "backbone.")
 
 
-def hub_has(pretrained_cfg: dict) -> str | None:
+def hub_has(repository: str, filename: str | None) -> str | None:
     """Why a network's weights cannot be had from the hub at once; None if they can.
 
-    They are there, or the hub answers for them within 5 seconds.
+    They can if they are in the cache, or the hub answers for them within 5 seconds.
+
+    Args:
+        repository: on the hub.
+        filename: in it; None: model.safetensors.
     """
     import requests
     from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
-    repository = pretrained_cfg.get("hf_hub_id")
-    if not repository:
-        return "timm knows no ImageNet weights for it"
-    name = pretrained_cfg.get("hf_hub_filename") or "model.safetensors"
+    name = filename or "model.safetensors"
     if isinstance(try_to_load_from_cache(repository, name), str):
         return None
     if constants.is_offline_mode():

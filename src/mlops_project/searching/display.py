@@ -13,7 +13,7 @@ from rich.table import Table
 from mlops_project.printable import printable
 from mlops_project.searching.sweep import Sweep
 from mlops_project.searching.trials import (
-    best_number,
+    best_trial,
     count,
     duration,
     failed_combinations,
@@ -99,7 +99,7 @@ class Display:
         parts = [f"[{counts.done}/{self.total}] trial {trial.number}", state(trial)]
         if trial.value is not None:
             parts.append(f"{self.sweep.metric} {trial.value:.4f}")
-        if trial.number == best_number(trials, self.sweep.goal):
+        if trial is best_trial(trials, self.sweep.goal):
             parts.append("the best so far")
         seconds = duration(trial)
         parts.append(f"{seconds:.0f} s")
@@ -127,10 +127,10 @@ class Display:
         table.add_column("epochs", justify="right")
         for parameter in self.sweep.parameters:
             table.add_column(parameter.name.rpartition(".")[2], justify="right")
-        best = best_number(trials, self.sweep.goal)
+        best = best_trial(trials, self.sweep.goal)
         begun = [t for t in trials if t.state.name != "WAITING"]
-        kept = [t for t in begun[-SHOWN:] if t.number != best]
-        kept += [t for t in begun if t.number == best]
+        kept = [t for t in begun[-SHOWN:] if t is not best]
+        kept += [t for t in begun if t is best]
         for trial in sorted(kept, key=lambda t: t.number):
             steps = len(trial.intermediate_values)
             epochs, value = self._epochs.get(trial.number, (steps, math.nan))
@@ -139,11 +139,11 @@ class Display:
             values = self.sweep.values_of(trial.params)
             table.add_row(
                 str(trial.number),
-                "best" if trial.number == best else state(trial),
+                "best" if trial is best else state(trial),
                 "" if math.isnan(value) else f"{value:.4f}",
                 str(epochs or ""),
                 *(_short(values.get(p.name, "")) for p in self.sweep.parameters),
-                style="bold" if trial.number == best else None,
+                style="bold" if trial is best else None,
             )
         return table
 

@@ -6,7 +6,7 @@ import yaml
 
 from mlops_project import setting_keys, settings
 from mlops_project.errors import InputError
-from mlops_project.searching.space import Parameter
+from mlops_project.searching.parameter import Parameter
 from mlops_project.searching.sweep import Sweep
 
 

@@ -16,7 +16,7 @@ from mlops_project.searching.storage import DEATHS, RETRIES
 from mlops_project.searching.study import Study
 from mlops_project.searching.trials import (
     abandoned,
-    best_number,
+    best_trial,
     count,
     duration,
     failed_combinations,
@@ -145,8 +145,7 @@ def report(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
         tell(f"                 {gap}")
     if drawn:
         tell(f"pictures         {', '.join(map(str, drawn))}")
-    number = best_number(trials, study.sweep.goal)
-    best = next((t for t in trials if t.number == number), None)
+    best = best_trial(trials, study.sweep.goal)
     if best is None:
         raise ProjectError(
             f"no trial was trained to the end: there is no best one\n"

@@ -21,13 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, killed_by
 from mlops_project.files import atomic_write
 from mlops_project.printable import printable
 from mlops_project.training import folders
+from mlops_project.training.multirun import PROGRAM
 from mlops_project.training.signals import PARENT
 
-PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
 MARK = "trial.json"  # in a run's folder: which trial it was
 # By these SLURM and torchrun make the processes that they start one training. Workers of a search
 # may be such processes; their trials are not.
@@ -147,9 +147,7 @@ class TrialRun:
     def failure(self, code: int) -> str:
         """What it failed of, in one line."""
         if code < 0:
-            name = signal.Signals(-code).name
-            hint = " (was the memory used up?)" if name == "SIGKILL" else ""
-            return f"killed by {name}{hint}"
+            return killed_by(-code)
         lines = [line for line in (*self._last_lines, self._tail.decode(errors="replace")) if line]
         told = [line for line in lines if line.startswith("error: ")]
         text = (told or lines or [""])[-1].removeprefix("error: ")

@@ -8,17 +8,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlops_project.data.folder import require_folder
+from mlops_project.data.folder import require_images
 from mlops_project.searching import results
 from mlops_project.searching.display import Display
-from mlops_project.searching.storage import Storage
+from mlops_project.searching.storage import GRACE_SECONDS, Storage
 from mlops_project.searching.study import Study
 from mlops_project.searching.sweep import Sweep, inspect, read
 from mlops_project.searching.worker import Worker
 
 SEARCHES = Path("reports/search")
 COMMAND = "uv run src/mlops_project/search.py"
-GRACE_SECONDS = 60  # without a sign of life, after which a worker is taken for dead
 TRIALS = 20  # where neither the user nor the file says how many, and there is no grid to end
 
 
@@ -51,8 +50,7 @@ def search(
     sweep = read(path, arguments).named(name)
     folder = SEARCHES / sweep.name
     database = Storage(storage or f"sqlite:///{folder / 'study.db'}", sweep.name, grace)
-    if sweep.config.data.name != "demo":
-        require_folder(Path(sweep.config.data.data_dir))
+    require_images(sweep.config)
     study = Study(sweep, database, folds)
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)

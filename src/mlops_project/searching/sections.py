@@ -16,7 +16,7 @@ from mlops_project import hydra_overrides
 from mlops_project.config import MONITORABLE
 from mlops_project.metrics import monitor_mode
 from mlops_project.printable import did_you_mean, printable
-from mlops_project.searching.space import Parameter
+from mlops_project.searching.parameter import Parameter
 
 METHODS = ("random", "grid", "bayes")
 Goal = Literal["minimize", "maximize"]

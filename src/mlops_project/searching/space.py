@@ -7,21 +7,16 @@ Optuna has the very same are read; the others are refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlops_project.printable import did_you_mean, printable
+from mlops_project.searching.parameter import Parameter, rounded
 from mlops_project.setting_keys import shown
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
 
 # The keys beside `distribution` that each one needs, and those that it may have.
 DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "constant": (("value",), ()),
     "categorical": (("values",), ()),
-    "categorical_w_probabilities": (("values", "probabilities"), ()),
     "int_uniform": (("min", "max"), ()),
     "uniform": (("min", "max"), ()),
     "q_uniform": (("min", "max"), ("q",)),
@@ -31,102 +26,18 @@ DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "inv_log_uniform_values": (("min", "max"), ()),
     "q_log_uniform": (("min", "max"), ("q",)),
     "q_log_uniform_values": (("min", "max"), ("q",)),
-    "normal": ((), ("mu", "sigma")),
-    "log_normal": ((), ("mu", "sigma")),
-    "q_normal": ((), ("mu", "sigma", "q")),
-    "q_log_normal": ((), ("mu", "sigma", "q")),
-    "beta": ((), ("a", "b")),
-    "q_beta": ((), ("a", "b", "q")),
 }
-_UNBOUNDED = ("normal", "log_normal", "q_normal", "q_log_normal", "beta", "q_beta")
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One setting that is searched over, or has one value in all trials.
-
-    Attributes:
-        name: of the setting, or of a group of them such as "model".
-        choices: the values, where they are listed; one: a constant.
-        low, high: the smallest and largest value, otherwise.
-        step: between the values; None: any number.
-        log: whether the logarithm is what is uniform.
-        quantum: what is drawn between low and high is rounded to multiples of it.
-        remark: what is worth knowing about it, or nothing.
-    """
-
-    name: str
-    choices: tuple[Any, ...] = ()
-    low: float = 0
-    high: float = 0
-    step: float | None = None
-    log: bool = False
-    quantum: float | None = None
-    remark: str = ""
-
-    @property
-    def ends(self) -> tuple[Any, ...]:
-        """The values to check: all that are listed, or the smallest and the largest."""
-        return self.choices or (self.value(self.low), self.value(self.high))
-
-    @property
-    def told(self) -> str:
-        """What it may be, in words."""
-        if self.choices:
-            return ", ".join(printable(shown(c), 40) for c in self.choices)
-        text = f"{self.low:.6g} to {self.high:.6g}"
-        text += f", in steps of {self.step:g}" if self.step else ""
-        text += f", rounded to multiples of {self.quantum:g}" if self.quantum else ""
-        return text + (", log" if self.log else "")
-
-    def distribution(self) -> BaseDistribution:
-        """Optuna's distribution of it."""
-        from optuna import distributions as optuna
-
-        if self.choices:
-            return optuna.CategoricalDistribution([choice_of(c) for c in self.choices])
-        if isinstance(self.low, int) and isinstance(self.high, int) and self.step:
-            return optuna.IntDistribution(self.low, self.high, self.log, int(self.step))
-        return optuna.FloatDistribution(self.low, self.high, self.log, self.step)
-
-    def override(self, value: Any) -> str:
-        """The setting with a value of Optuna's, as on the command line."""
-        return override(self.name, self.value(value))
-
-    def value(self, drawn: Any) -> Any:
-        """The setting's value for one of Optuna's."""
-        if self.quantum:
-            return _rounded(round(drawn / self.quantum) * self.quantum)
-        return _rounded(drawn) if self.step else drawn
-
-    def values(self) -> Iterator[Any]:
-        """All values, as Optuna keeps them; only where they can be counted."""
-        if self.choices:
-            yield from map(choice_of, self.choices)
-        elif self.step:
-            for number in range(self.count()):
-                yield _rounded(self.low + number * self.step)
-
-    def count(self) -> int:
-        """How many values there are; 0: any number in a range."""
-        if self.choices:
-            return len(self.choices)
-        return round((self.high - self.low) / self.step) + 1 if self.step else 0
-
-
-def choice_of(value: Any) -> Any:
-    """A listed value as Optuna keeps it, which has no lists: as the text of an override."""
-    return value if value is None or isinstance(value, (bool, int, float, str)) else shown(value)
-
-
-def _rounded(number: float) -> float:
-    """Without what adding steps of 0.1 leaves in the last digits."""
-    return float(f"{number:.12g}") if isinstance(number, float) else number
-
-
-def override(name: str, value: Any) -> str:
-    """A setting with a value as on the command line."""
-    return f"{name}={shown(value)}"
+_UNBOUNDED = (
+    "Optuna samples nothing like it; uniform, or log_uniform_values, between the values that make "
+    "sense"
+)
+# Those that are refused, and why.
+UNSUPPORTED = {
+    "categorical_w_probabilities": "Optuna tries all values equally often, as categorical does",
+    **dict.fromkeys(
+        ("normal", "log_normal", "q_normal", "q_log_normal", "beta", "q_beta"), _UNBOUNDED
+    ),
+}
 
 
 def read_parameters(node: Any, prefix: str = "") -> tuple[list[Parameter], list[str]]:
@@ -163,6 +74,8 @@ def _parameter(name: str, spec: Any) -> Parameter:
     if not isinstance(spec, dict):
         raise ValueError("needs values: […], value: X, or min: and max:")
     kind = _kind(spec)
+    if kind in UNSUPPORTED:
+        raise ValueError(f"{kind}: {UNSUPPORTED[kind]}")
     needed, allowed = DISTRIBUTIONS[kind]
     missing = [key for key in needed if key not in spec]
     if missing:
@@ -171,13 +84,6 @@ def _parameter(name: str, spec: Any) -> Parameter:
     if unknown:
         known = ", ".join((*needed, *allowed))
         raise ValueError(f"{printable(min(unknown))} is nothing that {kind} has ({known})")
-    if kind in _UNBOUNDED:
-        raise ValueError(
-            f"{kind}: Optuna samples nothing like it; uniform, or log_uniform_values, "
-            "between the values that make sense"
-        )
-    if kind == "categorical_w_probabilities":
-        raise ValueError(f"{kind}: Optuna tries all values equally often, as categorical does")
     if kind == "constant":
         return Parameter(name, (_plain(spec["value"]),))
     if kind == "categorical":
@@ -189,7 +95,7 @@ def _kind(spec: dict[Any, Any]) -> str:
     """The distribution, by name or by the keys that are there."""
     kind = spec.get("distribution")
     if kind is not None:
-        if isinstance(kind, str) and kind in DISTRIBUTIONS:
+        if isinstance(kind, str) and (kind in DISTRIBUTIONS or kind in UNSUPPORTED):
             return kind
         hint = did_you_mean(kind, DISTRIBUTIONS) or f" ({', '.join(DISTRIBUTIONS)})"
         raise ValueError(f"distribution: {printable(str(kind))}: no such distribution{hint}")
@@ -281,7 +187,7 @@ def _stepped(name: str, low: float, high: float, step: float) -> Parameter:
         raise ValueError(f"q_uniform: q: {step:g} leaves {first * step:g} alone")
     if step == int(step):
         step = int(step)
-    return Parameter(name, low=_rounded(first * step), high=_rounded(last * step), step=step)
+    return Parameter(name, low=rounded(first * step), high=rounded(last * step), step=step)
 
 
 def _step(spec: dict[Any, Any]) -> float:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mlops_project")
 T = TypeVar("T")
+GRACE_SECONDS = 60  # without a sign of life, after which a worker is taken for dead
 RETRIES = 5  # of a trial whose worker has died; it may be the trial that kills the machine
 # Kept with a queued trial: how many of its workers have died, and the trial that it goes on with.
 DEATHS, AFTER = "deaths", "after"

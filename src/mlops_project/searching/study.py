@@ -258,7 +258,7 @@ class Study:
 
     @property
     def optuna_study(self) -> optuna.Study:
-        """For Optuna's own pictures."""
+        """Optuna's study, for its own pictures."""
         return self._study
 
     def failures_in_a_row(self) -> list[FrozenTrial]:

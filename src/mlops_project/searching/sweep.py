@@ -13,8 +13,9 @@ from mlops_project.config import Config
 from mlops_project.errors import InputError
 from mlops_project.printable import first_line, printable
 from mlops_project.searching import sections
+from mlops_project.searching.parameter import Parameter, override
 from mlops_project.searching.sections import Findings, Goal, Halving
-from mlops_project.searching.space import Parameter, override, read_parameters
+from mlops_project.searching.space import read_parameters
 from mlops_project.searching.values import check_together, check_values
 
 

@@ -82,12 +82,11 @@ def duration(trial: FrozenTrial) -> float:
     return ended.timestamp() - trial.datetime_start.timestamp()
 
 
-def best_number(trials: Sequence[FrozenTrial], goal: str) -> int | None:
-    """The number of the best trial; None before the first one is complete."""
+def best_trial(trials: Sequence[FrozenTrial], goal: str) -> FrozenTrial | None:
+    """The best trial; None before the first one is complete."""
     complete = [t for t in trials if t.state.name == "COMPLETE" and t.value is not None]
     sign = 1 if goal == "minimize" else -1
-    best = min(complete, key=lambda t: sign * (t.value or 0), default=None)
-    return None if best is None else best.number
+    return min(complete, key=lambda t: sign * (t.value or 0), default=None)
 
 
 def is_behind(

@@ -8,8 +8,8 @@ from typing import Any
 from mlops_project import hydra_overrides, setting_keys, settings
 from mlops_project.errors import InputError
 from mlops_project.printable import first_line
+from mlops_project.searching.parameter import Parameter, override
 from mlops_project.searching.sections import Findings
-from mlops_project.searching.space import Parameter, override
 
 MOST_VALUES = 1000  # of a range, that are looked at one by one
 

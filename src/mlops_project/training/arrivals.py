@@ -25,10 +25,10 @@ class Arrivals:
         self._waiting.append((note, value, arrived))
 
     def take(self, *, wait: bool = False) -> Iterator[tuple[Any, torch.Tensor]]:
-        """Those that have arrived, with their notes, each once.
+        """Yields the notes and values that have arrived, each once.
 
         Args:
-            wait: for those that have not.
+            wait: whether to wait for those that have not.
         """
         while self._waiting:
             note, value, arrived = self._waiting[0]

@@ -23,7 +23,13 @@ from mlops_project.training.saving import Checkpoints
 
 @contextmanager
 def retelling(keeper: Checkpoints, config: Config) -> Iterator[None]:
-    """Raises what ends a training as what it is, with how to go on."""
+    """Gives the errors that end a training a message for the user, with how to go on.
+
+    Raises:
+        Interrupted: a signal has ended it.
+        ProjectError: the memory, another process, a file or a disk has; any other error stays as
+            it is.
+    """
     hook = threading.excepthook
     # TensorBoard's thread has a full disk or a vanished folder as well; this one tells of it.
     threading.excepthook = lambda told: None if _is_of_files(told) else hook(told)

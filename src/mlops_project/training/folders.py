@@ -117,15 +117,13 @@ def run_folder_of(checkpoint: str) -> Path | None:
     return folder if ".." in relative.parts[-3:] or len(relative.parts) < 3 else relative
 
 
-def new_log_file(root: Path = LOGS, program: str = "train") -> Path:
-    """Makes an empty `root/<program>_<date>_<time>.log` that no other run writes to."""
-    root.mkdir(parents=True, exist_ok=True)
+def new_log_file() -> Path:
+    """Makes an empty `logs/train_<date>_<time>.log` that no other run writes to."""
+    LOGS.mkdir(exist_ok=True)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     number = 1
     while True:
-        path = root / (
-            f"{program}_{stamp}.log" if number == 1 else f"{program}_{stamp}_{number}.log"
-        )
+        path = LOGS / (f"train_{stamp}.log" if number == 1 else f"train_{stamp}_{number}.log")
         try:
             path.touch(exist_ok=False)
         except FileExistsError:

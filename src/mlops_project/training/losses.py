@@ -108,7 +108,7 @@ def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return weights
 
 
-def log_frequencies(labels: np.ndarray, num_classes: int, power: float = 1.0) -> np.ndarray:
+def log_frequencies(labels: np.ndarray, num_classes: int, power: float) -> np.ndarray:
     """Logarithm of how often each class is shown; a class without images counts as having one.
 
     Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config
-from mlops_project.data.folder import require_folder
+from mlops_project.data.folder import require_images
 from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError, ProjectError
 from mlops_project.training import folders
 
@@ -50,13 +50,12 @@ def _in_the_foreground() -> bool:
 
 def _check(config: Config) -> None:
     """Raises InputError for what a run would refuse before it begins to train."""
-    resumes = config.training.resume_from_checkpoint  # its run has what it began with
-    if config.data.name != "demo" and not resumes:
-        require_folder(Path(config.data.data_dir))
+    require_images(config)
     if config.training.optimizer.lower() not in ("adam", "adamw"):  # spares importing torch
         from mlops_project.training.optimizers import check_optimizer
 
         check_optimizer(config.training.optimizer)
+    resumes = config.training.resume_from_checkpoint  # its run has what it began with
     for name in ("pretrained_path", "init_from"):
         path = getattr(config.model, name)
         if path and not resumes and not Path(path).is_file():

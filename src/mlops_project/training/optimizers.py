@@ -207,7 +207,7 @@ class Schedule(LRScheduler):
             self.refresh()
 
     def state_dict(self) -> dict[str, Any]:
-        """Only what changes in a run: a resumed run may have been given more epochs."""
+        """The values that change in a run: a resumed run may have been given more epochs."""
         names = ("last_epoch", "_step_count", "reductions", "bad_epochs", "best")
         return {name: getattr(self, name) for name in (*names, "steps_per_epoch")}
 

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from mlops_project import settings
 from mlops_project.combinations import warn_of_a_short_training
 from mlops_project.config import Config
+from mlops_project.console import start_logging
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.models.build import BuiltModel, build_model, try_size
 from mlops_project.training import folders, processes
@@ -19,7 +20,6 @@ from mlops_project.training.optimizers import check_optimizer
 from mlops_project.training.presets import choose_presets, device_type
 from mlops_project.training.progressive_resizing import sides_in
 from mlops_project.training.resume import Resume, find_resume
-from mlops_project.training.tracking import start_logging
 from mlops_project.training.trainer import check_machine
 from mlops_project.training.tuning import find_batch_size
 
@@ -56,7 +56,8 @@ def prepare(config: Config, given: frozenset[str] | None) -> Prepared:
     Raises:
         InputError: settings or data that cannot be used.
     """
-    start_logging(None)
+    first = processes.is_first()
+    start_logging(None, first=first)
     config, resume = find_resume(config, given)
     auto = {n for n, v in settings.shaping(config).items() if n in settings.FOUND and v == "auto"}
     auto |= resume.auto(config) if resume else set()
@@ -66,8 +67,8 @@ def prepare(config: Config, given: frozenset[str] | None) -> Prepared:
         resume.check_processes(processes_here)
     data = open_data(config)
     data.read()
-    log_path = folders.new_log_file() if processes.is_first() else None
-    start_logging(log_path)
+    log_path = folders.new_log_file() if first else None
+    start_logging(log_path, first=first)
     warn_of_a_short_training(config.training)
     data.setup("fit")
     if resume:

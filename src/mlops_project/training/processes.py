@@ -31,7 +31,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 
-from mlops_project.errors import EXIT_FAILED, InputError, ProjectError
+from mlops_project.errors import EXIT_FAILED, InputError, ProjectError, killed_by
 from mlops_project.training.signals import leave_at_once
 
 REPORTS = "MLOPS_PROJECT_REPORTS"  # environment: folder for last words
@@ -122,7 +122,7 @@ class _Launcher(_SubprocessScriptLauncher):
 
 
 def _set_timeout(patience: datetime.timedelta) -> None:
-    """Of whatever the processes do together from now on; a private function in older versions."""
+    """Sets how long processes wait for each other; a private function in older versions."""
     if hasattr(torch.distributed, "set_timeout"):
         torch.distributed.set_timeout(patience)
     else:
@@ -162,7 +162,7 @@ def is_started_by_another() -> bool:
 
 
 def join_the_watch() -> None:
-    """In a process that another one has started: end when that one does, tell where it hangs."""
+    """Lets a process that another one has started end with it, and tell where it hangs."""
     if not is_started_by_another():
         return
     stack = (_folder() / f"stack_{os.environ['LOCAL_RANK']}").open("w")
@@ -178,7 +178,7 @@ def join_the_watch() -> None:
 
 
 def leave_word(error: BaseException) -> None:
-    """In a process that another one has started: hand the error over, and end."""
+    """Hands an error to the process that has started this one, and ends."""
     if isinstance(error, ProjectError):
         text, code = str(error), error.exit_code
     else:
@@ -193,7 +193,7 @@ def leave_word(error: BaseException) -> None:
 
 
 def failure_of_another(error: BaseException) -> str | None:
-    """In the first process, what the others have died of, where that explains its own error.
+    """What the other processes have died of, where that explains the first one's own error.
 
     Waits some seconds for them; then those that hang are asked where, and are ended.
     """
@@ -215,12 +215,12 @@ def failure_of_another(error: BaseException) -> str | None:
 
 
 def stop_watching() -> None:
-    """In the first process, which is on its way out by itself."""
+    """Ends the first process's watch over the others, where it is on its way out by itself."""
     _ending.set()
 
 
 def end_others() -> None:
-    """In the first process, ends those that it has started."""
+    """Ends the processes that the first one has started, and waits for them."""
     stop_watching()
     for process in _started:
         try:
@@ -266,14 +266,12 @@ def _last_words(rank: int, process: subprocess.Popen) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8").strip()
     if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        hint = " (was the memory used up?)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
+        return killed_by(-process.returncode)
     return f"exit code {process.returncode}"
 
 
 def _where(rank: int, process: subprocess.Popen) -> str:
-    """Where a process hangs, which is ended then."""
+    """The place where a process hangs, which is ended then."""
     path = _folder() / f"stack_{rank}"
     stopped = psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
     process.send_signal(signal.SIGUSR2)

@@ -22,8 +22,10 @@ def side_in(epoch: int, config: Config, time_used: float = 0.0) -> int:
     last = float(config.training.max_epochs - 1)
     if epoch and time_used:
         last = min(last, epoch / time_used - 1)
-    if start == end or epoch >= last:
+    if epoch >= last:
         return end
+    if epoch == 0:
+        return start
     return min(end, max(start, round((start + (end - start) * epoch / last) / 16) * 16))
 
 

@@ -63,7 +63,7 @@ class Resume:
 
     @property
     def told(self) -> str:
-        """Where it goes on, for the user."""
+        """The checkpoint to go on from, and how far it is, for the user."""
         step = self.checkpoint["global_step"]
         return f"{self.path} ({self.epochs_done} epochs done, {step} steps)"
 

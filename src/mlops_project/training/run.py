@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import FSDPStrategy
 
 from mlops_project.config import Config
+from mlops_project.console import show_kept_warnings
 from mlops_project.errors import InputError, forget_signals
 from mlops_project.models.build import build_model
 from mlops_project.printable import first_line
@@ -38,7 +39,7 @@ from mlops_project.training.saving import Checkpoints
 from mlops_project.training.signals import Interruption, end_with_parent, handlers_put_back
 from mlops_project.training.speed import Speed
 from mlops_project.training.summary import Result
-from mlops_project.training.tracking import EpochMetrics, History, draw_curves, show_kept_warnings
+from mlops_project.training.tracking import EpochMetrics, History, draw_curves
 from mlops_project.training.trainer import build_trainer
 from mlops_project.training.tuning import find_learning_rate
 
@@ -174,7 +175,7 @@ def _fit(prepared: Prepared, parts: _Parts) -> tuple[Path, int]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's warnings of what is meant to be so."""
+    """Silences Lightning's warnings of what is meant to be so."""
     with warnings.catch_warnings():
         # Preparing batches in this process is the fast path here, not an oversight; and the
         # training batches know by themselves where a resumed run is.
@@ -186,7 +187,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _say_why_it_ended(config: Config, parts: _Parts) -> None:
-    """Where it did before its last epoch."""
+    """Logs the reason of a training that ended before its last epoch."""
     early = parts.trainer.early_stopping_callback
     if isinstance(early, EarlyStopping) and early.stopping_reason_message:
         log.info("stopped early: %s", early.stopping_reason_message)

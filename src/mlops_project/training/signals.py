@@ -36,12 +36,12 @@ class Interruption:
         self.number = 0
 
     def defer(self) -> None:
-        """From now on, signals are taken note of, as is one before that somebody has dropped."""
+        """Takes note of signals from here on, and of one before that somebody has dropped."""
         self._install(self._note)
         self.number = self.number or signal_arrived()
 
     def raise_at_once(self) -> None:
-        """From now on, a signal raises `Signalled`."""
+        """Lets a signal raise `Signalled` where it arrives; one that was noted does so here."""
         self._install(raise_for_signal)
         if self.number:  # noted after the last look at it
             raise_for_signal(self.number, None)
@@ -93,7 +93,7 @@ def leave_at_once(code: int) -> None:
 
 
 def end_with_parent() -> None:
-    """Where `PARENT` asks for it: SIGTERM to this process once the one that started it is gone."""
+    """Sends SIGTERM to this process once the one named by `PARENT` is gone; nothing without it."""
     parent = os.environ.pop(PARENT, None)  # not for the processes that this one starts
     if parent is None:
         return

@@ -178,7 +178,7 @@ def model_rate(trainer: pl.Trainer, module: Any, batch: Any) -> float | None:
             parameter.grad = gradient
 
 
-def hint(speed: dict[str, float], data: DataConfig, *, on_gpu: bool = False) -> str | None:
+def hint(speed: dict[str, float], data: DataConfig, *, on_gpu: bool) -> str | None:
     """What to do where the data is what the run waits for; None where it is not.
 
     Args:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from collections.abc import Callable
-from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from mlops_project.console import LogFile, start_console, stop_logging
 from mlops_project.files import atomic_write, save_figure
 from mlops_project.metrics import classification_metrics, monitor_mode
 from mlops_project.training.arrivals import Arrivals
@@ -231,49 +228,3 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axis.legend()
     figure.suptitle(title)
     save_figure(figure, path)
-
-
-def start_logging(path: Path | None) -> None:
-    """Sends the project's log to the console and, with the times, to a file.
-
-    Args:
-        path: the log file; None where there is none yet, which keeps the messages until there is,
-            and on processes other than the first, which stay silent.
-    """
-    kept = _kept()
-    stop_logging()
-    # Lightning's remarks on devices and its tips are not about this run.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.captureWarnings(True)
-    warnings_log = logging.getLogger("py.warnings")
-    warnings_log.propagate = False
-    warnings_log.handlers.clear()
-    if path is None:
-        first = is_first()
-        keeping = MemoryHandler(1000, flushLevel=sys.maxsize)
-        log.addHandler(keeping if first else logging.NullHandler())
-        warnings_log.addHandler(logging.NullHandler())
-        return
-    file = LogFile(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(file)
-    warnings_log.addHandler(file)
-    start_console()
-    for record in kept:
-        log.handle(record)
-
-
-def show_kept_warnings() -> None:
-    """Shows the warnings that still wait for a log file, where a refusal leaves them without."""
-    warnings = [record for record in _kept() if record.levelno >= logging.WARNING]
-    if warnings:
-        stop_logging()
-        start_console()
-        for record in warnings:
-            log.handle(record)
-        stop_logging()
-
-
-def _kept() -> list[logging.LogRecord]:
-    return [r for h in log.handlers if isinstance(h, MemoryHandler) for r in h.buffer]

@@ -53,7 +53,7 @@ def _newest_unfinished(config: Config) -> str | None:
 
 
 def _last_of(folder: Path, config: Config) -> tuple[Path | None, str]:
-    """Where an unfinished run with these settings goes on, and else why it does not.
+    """The checkpoint that an unfinished run with these settings goes on from, or why it does not.
 
     The run is kept for this process then.
     """

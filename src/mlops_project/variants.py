@@ -75,36 +75,6 @@ def default_image_size(settings: ModelConfig) -> int:
     return variant.image_size if variant else DEFAULT_IMAGE_SIZE
 
 
-def check_model_settings(settings: ModelConfig) -> None:
-    """Raises InputError for settings that the chosen model does not have."""
-    name = settings.name
-    find_variant(settings)
-    if name == "timm" and not settings.variant:
-        raise InputError("model=timm needs model.variant=NAME, such as convnext_atto")
-    if name == "baseline_cnn":
-        for key, value in (
-            ("variant", settings.variant),
-            ("pretrained_path", settings.pretrained_path),
-            ("drop_path_rate", settings.drop_path_rate),
-        ):
-            if value is not None:
-                raise InputError(
-                    f"model.{key}={value}: baseline_cnn has none; "
-                    "choose model=resnet, model=efficientnet or model=timm"
-                )
-        if settings.pretrained is True:
-            raise InputError(
-                "model.pretrained=true: there are no pretrained weights for baseline_cnn; "
-                "choose model=resnet, model=efficientnet or model=timm"
-            )
-        blocks, channels = settings.architecture.conv_blocks, settings.architecture.channels
-        if blocks != len(channels):
-            raise InputError(
-                f"model.architecture.conv_blocks={blocks} needs as many channels, "
-                f"but model.architecture.channels has {len(channels)}: {channels}"
-            )
-
-
 def _short(variant: str) -> str:
     """b0 for efficientnet_b0 or efficientnet-b0, 18 for resnet18."""
     text = variant.lower().replace("-", "_").removeprefix("efficientnet").removeprefix("resnet")
