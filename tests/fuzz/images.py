@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2  # noqa: F401  (libraries write and start what they like while being imported)
 import numpy as np
-import torchvision.io  # noqa: F401  (libraries write and start what they like while being imported)
 from hypothesis import strategies as st
 from PIL import Image
 
