@@ -12,6 +12,7 @@ import pandas as pd
 from mlops_project import settings
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.diagnoses import BINARY
+from mlops_project.data.identity import absent_from, known_among
 from mlops_project.data.sources import Source, read_source
 from mlops_project.data.splits import SPLITS, UNUSED
 from mlops_project.errors import InputError
@@ -149,11 +150,12 @@ def open_images(
     rows = np.flatnonzero(wanted)
     wanted_ids, known = (known_images(models, s) for s in (split, "all"))
     if data_dir is None:  # what the runs had is known, whatever has become of the table
-        missing = wanted_ids - set(source.table["image_id"])
+        missing = len(absent_from(source.table["image_id"], wanted_ids))
     else:
-        new = set(source.missing) - known if split in ("test", "all") else set()
-        missing = (set(source.missing) & wanted_ids) | new
-    absent = _absent(len(missing), int((before & ~wanted).sum()))
+        ids = pd.Series(source.missing, dtype=str)
+        counts_as_new = ~known_among(ids, known) & (split in ("test", "all"))
+        missing = int((known_among(ids, wanted_ids) | counts_as_new).sum())
+    absent = _absent(missing, int((before & ~wanted).sum()))
     return Images(Path(folder), data, rows, asked[:, rows], class_names, left_out, absent)
 
 
@@ -214,7 +216,7 @@ def moved_to(models: Sequence[TrainedModel], images: Images) -> str | None:
     It is that if their own is not there, and it has all of their images.
     """
     here = any(Path(model.config.data.data_dir).is_dir() for model in models)
-    if here or not known_images(models, "all") <= set(images.data[0].table["image_id"]):
+    if here or absent_from(images.data[0].table["image_id"], known_images(models, "all")):
         return None
     return str(images.folder)
 
