@@ -113,12 +113,12 @@ def open_images(
     if class_names is None:
         coarse = source.table["dx"].isin(BINARY).any()
         class_names = list(BINARY) if coarse else models[0].class_names
+    shapes = [(model.image_size, model.config.data.crop_fraction) for model in models]
     shared: dict[tuple[int, float], HAM10000DataModule] = {}
-    for model in models:
-        shape = (model.image_size, model.config.data.crop_fraction)
+    for shape, model in zip(shapes, models, strict=True):
         if shape not in shared:
             shared[shape] = _data(model, source, len(class_names))
-    data = [shared[(model.image_size, model.config.data.crop_fraction)] for model in models]
+    data = [shared[shape] for shape in shapes]
     of_each = np.stack([known_split(source.table, model.facts["split"]) for model in models])
     parts = split_of_all(of_each)
     asked = np.ones(of_each.shape, dtype=bool)
@@ -179,19 +179,16 @@ def _left_out(parts: np.ndarray, split: str) -> str:
     )
 
 
-def reopen(images: Images, models: Sequence[TrainedModel]) -> Images:
-    """The same images, decoded for other models, each of which is asked about all of them."""
+def reopen(images: Images, model: TrainedModel) -> Images:
+    """The same images, decoded for another model, which is asked about all of them."""
     source = images.data[0].source
     assert source is not None
     coarse = images.class_names == list(BINARY)
-    class_names = images.class_names if coarse else models[0].class_names
-    data = []
-    for model in models:
-        module = _data(model, source, len(class_names))
-        module.decode(images.rows)
-        data.append(module)
-    asked = np.ones((len(models), len(images.rows)), dtype=bool)
-    return Images(images.folder, data, images.rows, asked, class_names)
+    class_names = images.class_names if coarse else model.class_names
+    data = _data(model, source, len(class_names))
+    data.decode(images.rows)
+    asked = np.ones((1, len(images.rows)), dtype=bool)
+    return Images(images.folder, [data], images.rows, asked, class_names)
 
 
 def _own_folder(models: Sequence[TrainedModel]) -> str:

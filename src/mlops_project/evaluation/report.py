@@ -24,7 +24,7 @@ from mlops_project.evaluation.presentation import terminal
 from mlops_project.evaluation.presentation.model_card import write_model_card
 from mlops_project.evaluation.presentation.page import write_page
 from mlops_project.evaluation.presentation.pictures import draw_pictures
-from mlops_project.evaluation.trained_model import TrainedModel, describe, load_models
+from mlops_project.evaluation.trained_model import TrainedModel, describe, load_model, load_models
 from mlops_project.files import atomic_write
 from mlops_project.printable import first_line
 
@@ -65,7 +65,7 @@ def evaluate(
             f"--target-sensitivity {target_sensitivity}: must be more than 0 and at most 1"
         )
     models = load_models([checkpoints] if isinstance(checkpoints, Path) else checkpoints)
-    other = load_models([compare_with]) if compare_with else None
+    other = load_model(compare_with) if compare_with else None
     images = open_images(models, data_dir, split)
     audit, images = _audited(models, images, exclude_leaked)
     folder = output or default_output(models)
@@ -90,10 +90,7 @@ def evaluate(
         facts["gaps"] += evaluator.unmeasured(facts)
         known = images.table[(table["y_true"] != "").to_numpy()].reset_index(drop=True)
         entries.add_subgroups(facts, images.class_names, known, labelled)
-    if validation is not None:
-        entries.add_calibration(facts, models, images, validation, table, target_sensitivity)
-    elif images.folds is not None:
-        entries.add_calibration_across_folds(facts, models, images, table, target_sensitivity)
+    entries.add_calibration(facts, models, images, validation, table, target_sensitivity)
     if not labelled.empty:
         entries.add_abstention(facts, images.class_names, predictions.labelled())
     written = _write(folder, facts, table)  # whatever may fail below
