@@ -16,6 +16,7 @@ from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.evaluation.presentation import rendering, wording
 from mlops_project.evaluation.presentation.reading import class_names, get, metric, present, texts
 from mlops_project.evaluation.presentation.summary import largest_gap, summary
+from mlops_project.metrics import label
 
 TYPES = {  # of metrics, as Hugging Face's hub knows them
     "accuracy": "accuracy",
@@ -39,8 +40,7 @@ def write_model_card(facts: dict[str, Any], folder: Path, predictions: pd.DataFr
         The card.
     """
     results = [
-        (kind, wording.label(name), metric(get(facts, "metrics", name))[0])
-        for name, kind in TYPES.items()
+        (kind, label(name), metric(get(facts, "metrics", name))[0]) for name, kind in TYPES.items()
     ]
     known = present(facts)
     alone = len(texts(facts.get("checkpoints"))) < 2

@@ -17,8 +17,9 @@ from mlops_project.evaluation.presentation.reading import (
     number,
     texts,
 )
-from mlops_project.evaluation.presentation.wording import by_chance, label, of_100
+from mlops_project.evaluation.presentation.wording import by_chance, of_100
 from mlops_project.evaluation.subgroups import FEWEST_OF_A_KIND
+from mlops_project.metrics import label
 
 QUESTIONS = {  # what is found, what is not to be, and the class of it
     "malignant": ("malignant lesions", "benign ones", "malignant"),

@@ -7,17 +7,6 @@ from typing import Any
 
 from mlops_project.evaluation.presentation.reading import get, number, texts
 
-LABELS = {
-    "f1_score": "F1 score",
-    "macro_f1": "macro F1",
-    "roc": "ROC",
-    "auroc": "AUROC",
-    "brier": "Brier score",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "ece": "ECE",
-    "class_wise_ece": "class-wise ECE",
-}
 MEANINGS = {
     "accuracy": "share of images whose most probable class is the true one",
     "balanced_accuracy": "mean sensitivity of the classes; the measure of the ISIC 2018 challenge",
@@ -50,11 +39,6 @@ NOT_FOR = (
     "For research and education only. This is not a medical device: do not use it to diagnose, to "
     "sort patients or to reassure anybody."
 )
-
-
-def label(name: str) -> str:
-    """What a measure is called."""
-    return LABELS.get(name, str(name).replace("_", " "))
 
 
 def of_100(value: float, low: float = math.nan, high: float = math.nan) -> str:
