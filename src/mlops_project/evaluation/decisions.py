@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops_project.data.diagnoses import malignant_classes
+from mlops_project.data.diagnoses import questions
 from mlops_project.evaluation import bootstrap, calibration, measures, operating_points, patients
 from mlops_project.evaluation.predictions_table import arrays
 
@@ -64,7 +64,7 @@ def decide(
                 lesions,
                 sensitivity,
             )
-            for question, positive in _questions(names).items()
+            for question, positive in questions(names).items()
         },
     }
     if not with_patients:
@@ -105,9 +105,9 @@ def decide_across(
     known, numbers = labels >= 0, np.unique(folds)
     columns, (features,) = _features(with_patients, predictions)
     scaled, fitted, of_folds = np.empty_like(raw), [], []
-    questions = _questions(names)
-    positive = {question: np.zeros(len(labels), dtype=bool) for question in questions}
-    chosen: dict[str, list[float]] = {question: [] for question in questions}
+    asked = questions(names)
+    positive = {question: np.zeros(len(labels), dtype=bool) for question in asked}
+    chosen: dict[str, list[float]] = {question: [] for question in asked}
     for number in numbers:
         own, others = folds == number, (folds != number) & known
         temperature, offsets, weights = calibration.fit(
@@ -117,7 +117,7 @@ def decide_across(
         of_folds.append({"images": int(others.sum()), "temperature": float(temperature)})
         within = calibration.with_temperature(raw, temperature, offsets + features @ weights)
         scaled[own] = within[own]
-        for question, classes in questions.items():
+        for question, classes in asked.items():
             scores, truth = within[:, classes].sum(axis=1), np.isin(labels, classes)
             threshold = operating_points.choose_threshold(
                 truth[others], scores[others], sensitivity
@@ -127,7 +127,7 @@ def decide_across(
     if not known.any():
         return {}, scaled
     points = {}
-    for question, classes in questions.items():
+    for question, classes in asked.items():
         truth, scores = np.isin(labels, classes), scaled[:, classes].sum(axis=1)
         threshold = float(np.mean(chosen[question]))
         if np.isnan(threshold):
@@ -172,14 +172,14 @@ def difference(
         AUROC, with intervals.
     """
     labels, _ = arrays(names, labelled)
-    questions = _questions(names)
+    asked = questions(names)
 
     def measured(weights: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
         answers = _answers(probabilities, prior)
         by_answer = measures.by_answer(weights, labels, answers, len(names))
         found = {"balanced_accuracy": by_answer["balanced_accuracy"]}
         found["log_loss"] = measures.calibration(weights, labels, probabilities)["log_loss"]
-        for question, classes in questions.items():
+        for question, classes in asked.items():
             scores = probabilities[:, classes].sum(axis=1)
             found[question] = measures.ranking(weights, np.isin(labels, classes), scores)[0]
         return found
@@ -221,12 +221,6 @@ def _fitted(
 
 def _by_name(names: list[str], values: np.ndarray) -> dict[str, float]:
     return dict(zip(names, values.tolist(), strict=True))
-
-
-def _questions(names: list[str]) -> dict[str, list[int]]:
-    """Which classes count as a yes to "malignant?" and, where the classes tell, "melanoma?"."""
-    melanoma = {"melanoma": [names.index("mel")]} if "mel" in names else {}
-    return {"malignant": malignant_classes(names), **melanoma}
 
 
 def _calibration(

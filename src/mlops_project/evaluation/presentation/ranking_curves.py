@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.ticker import PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from mlops_project.data.diagnoses import malignant_classes
+from mlops_project.data.diagnoses import questions
 from mlops_project.evaluation import bootstrap, measures
 from mlops_project.evaluation.presentation.drawing import (
     BLACK,
@@ -87,7 +87,7 @@ def _ranking(
         points: of a curve, x and y, for truth and scores.
     """
     known = labelled(facts, predictions)
-    curves = [] if known is None else _questions(known)
+    curves = [] if known is None else _curves(known)
     enough = [c for c in curves if min(c[1].sum(), (~c[1]).sum()) >= FEWEST_OF_A_KIND]
     if known is None or not enough:
         return None
@@ -123,7 +123,7 @@ def _ranking(
     return Drawing(figure, title, f"Curves with their {name}: {', '.join(told)}.{remark}")
 
 
-def _questions(known: Labelled) -> list[tuple[str, np.ndarray, np.ndarray, str, Any]]:
+def _curves(known: Labelled) -> list[tuple[str, np.ndarray, np.ndarray, str, Any]]:
     """Name, truth, scores, colour and dashes of each curve.
 
     Calibration may change the order of the images, that of each fold by itself or of more than two
@@ -131,7 +131,7 @@ def _questions(known: Labelled) -> list[tuple[str, np.ndarray, np.ndarray, str, 
     metrics were measured on.
     """
     curves: list[tuple[str, np.ndarray, np.ndarray, str, Any]] = []
-    malignant = malignant_classes(known.names)
+    malignant = questions(known.names)["malignant"]
     if malignant:
         scores = known.best[:, malignant].sum(axis=1)
         curves.append(("malignant", known.truth("malignant"), scores, BLACK, "-"))

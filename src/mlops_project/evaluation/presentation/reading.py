@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops_project.data.diagnoses import malignant_classes
+from mlops_project.data.diagnoses import questions
 from mlops_project.evaluation.predictions_table import CALIBRATED, classes_of, columns_of
 
 
@@ -110,10 +110,7 @@ class Labelled:
 
     def truth(self, question: str) -> np.ndarray:
         """Which images are "malignant" or "melanoma", bool [N]."""
-        positive = malignant_classes(self.names)
-        if question == "melanoma":
-            positive = [k for k, name in enumerate(self.names) if name == "mel"]
-        return np.isin(self.labels, positive)
+        return np.isin(self.labels, questions(self.names).get(question, []))
 
 
 def labelled(facts: dict[str, Any], predictions: pd.DataFrame) -> Labelled | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from mlops_project.evaluation.decisions import COVERAGES
 from mlops_project.evaluation.presentation.reading import (
     Labelled,
     class_names,
@@ -140,13 +141,14 @@ def _calibration(facts: dict[str, Any], known: Labelled | None) -> str:
 
 
 def _sets(facts: dict[str, Any]) -> str:
-    sets = get(facts, "prediction_sets", "0.9")
+    sets = get(facts, "prediction_sets", str(COVERAGES[0]))
     coverage, size = number(get(sets, "coverage")), number(get(sets, "mean_size"))
     if math.isnan(coverage + size):
         return ""
     return (
         f"It names {size:.1f} classes on average, so that the true one is among them in at least "
-        f"90 of 100 images of each class; here it was among them in {of_100(coverage)} of 100."
+        f"{100 * COVERAGES[0]:.0f} of 100 images of each class; here it was among them in "
+        f"{of_100(coverage)} of 100."
     )
 
 
