@@ -19,13 +19,14 @@ from mlops_project.evaluation import (
     calibration,
     comparison,
     explanations,
+    judgement,
     leaks,
     operating_points,
     out_of_distribution,
     patients,
     subgroups,
 )
-from mlops_project.evaluation.decisions import decide, decide_across, difference
+from mlops_project.evaluation.decisions import decide, decide_across
 from mlops_project.evaluation.images import Images, reopen
 from mlops_project.evaluation.inference import Predictions, embed, predict
 from mlops_project.evaluation.predictions_table import CALIBRATED, PROBABILITY, columns_of
@@ -116,7 +117,7 @@ def _add_patients(
         known = (table["y_true"] != "").to_numpy()
         alone = table[columns_of(names, CALIBRATED)].to_numpy()
         both = probabilities[known], alone[known]
-        decided["difference"] = difference(names, table[known], *both, prior)
+        decided["difference"] = judgement.difference(names, table[known], *both, prior)
         facts["with_patient_data"] = decided
     table[columns_of(names, "with_patient_data")] = probabilities
 
