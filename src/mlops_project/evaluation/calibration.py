@@ -143,8 +143,3 @@ def set_thresholds(
         if left_out >= 1:
             thresholds[k], enough[k] = own[left_out - 1], True
     return thresholds, enough
-
-
-def prediction_sets(probabilities: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Which classes are in the set of each image, bool [N, K]."""
-    return probabilities >= thresholds

@@ -137,7 +137,7 @@ def prediction_sets(
     """
     thresholds, enough = calibration.set_thresholds(*validation, coverage)
     labels, probabilities = evaluated
-    sets = calibration.prediction_sets(probabilities, thresholds)
+    sets = probabilities >= thresholds
     held, sizes = sets[np.arange(len(labels)), labels], sets.sum(axis=1)
 
     def of(chosen: np.ndarray) -> dict[str, Any]:
