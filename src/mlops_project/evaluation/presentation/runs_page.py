@@ -12,6 +12,16 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mlops_project.evaluation.finished_runs import (
+    METRICS,
+    Group,
+    differing,
+    ensembles,
+    finished,
+    group,
+    read_runs,
+    table,
+)
 from mlops_project.evaluation.presentation import rendering
 from mlops_project.evaluation.presentation.drawing import (
     COLOURS,
@@ -22,16 +32,6 @@ from mlops_project.evaluation.presentation.drawing import (
     style,
 )
 from mlops_project.evaluation.presentation.page import embedded, page_frame
-from mlops_project.evaluation.runs import (
-    METRICS,
-    Group,
-    differing,
-    ensembles,
-    finished,
-    group,
-    read_runs,
-    table,
-)
 from mlops_project.files import atomic_write
 from mlops_project.metrics import label
 
