@@ -77,7 +77,7 @@ def _measured(table: pd.DataFrame, lesions: np.ndarray, names: list[str]) -> dic
 
 
 def most_frequent(classes: pd.Series) -> str:
-    """Of a lesion's classes, as for the split: the first by the alphabet where several are."""
+    """The most frequent of a lesion's classes; of equally frequent ones the first by alphabet."""
     return classes.iloc[0] if len(classes) == 1 else classes.mode().iloc[0]
 
 

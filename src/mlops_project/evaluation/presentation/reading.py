@@ -52,7 +52,7 @@ def texts(values: Any) -> list[str]:
 
 
 def mappings(values: Any) -> list[dict[str, Any]]:
-    """Those items of a list that are dictionaries; empty where it is not a list."""
+    """The items of a list that are dictionaries; empty where it is not a list."""
     return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
 
 
@@ -79,7 +79,7 @@ def flat(settings: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def class_names(facts: dict[str, Any], predictions: pd.DataFrame) -> list[str]:
-    """In the order of the probabilities."""
+    """The names of the K classes, in the order of the probabilities."""
     columns = classes_of(predictions)
     names = texts(facts.get("class_names"))
     return names if len(names) > 1 and len(names) >= len(columns) else columns
