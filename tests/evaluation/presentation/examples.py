@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -169,16 +167,6 @@ def _explanations(folder: Path, predictions: pd.DataFrame, right: np.ndarray) ->
                 | {"probability": probability, "kind": kind, "picture": name}
             )
     return found
-
-
-def with_holes(facts: Any, holes: set[int], counter: Iterator[int] | None = None) -> Any:
-    """The same where the values with these numbers, in the order of reading, are None."""
-    counter = counter or count()
-    if next(counter) in holes:
-        return None
-    if isinstance(facts, dict):
-        return {k: with_holes(v, holes, counter) for k, v in facts.items()}
-    return [with_holes(v, holes, counter) for v in facts] if isinstance(facts, list) else facts
 
 
 def without_numbers(facts: Any, value: float | None) -> Any:

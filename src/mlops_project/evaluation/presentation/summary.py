@@ -13,10 +13,8 @@ from mlops_project.evaluation.presentation.reading import (
     class_names,
     get,
     labelled,
-    mappings,
     metric,
     number,
-    texts,
 )
 from mlops_project.evaluation.presentation.wording import by_chance, of_100
 from mlops_project.evaluation.subgroups import FEWEST_OF_A_KIND
@@ -48,10 +46,9 @@ def largest_gap(facts: dict[str, Any]) -> str:
     """The largest difference between groups, in words; empty where there is none."""
     gap = get(facts, "subgroups", "largest_gap")
     difference = number(get(gap, "difference"))
-    names = texts([get(gap, key) for key in ("attribute", "measure", "worse", "better")])
-    if math.isnan(difference) or difference == 0 or len(names) < 4:
+    if math.isnan(difference) or difference == 0:
         return ""
-    attribute, measure, *of = names
+    attribute, measure, *of = (gap[key] for key in ("attribute", "measure", "worse", "better"))
     known = get(facts, "subgroups", "groups", attribute)
     worse, better = (metric(get(known, group, measure)) for group in of)
     text = (
@@ -155,7 +152,7 @@ def _sets(facts: dict[str, Any]) -> str:
 def _abstention(facts: dict[str, Any]) -> str:
     points = {
         number(p.get("kept", p.get("coverage"))): number(p.get("error"))
-        for p in mappings(get(facts, "abstention", "at"))
+        for p in get(facts, "abstention", "at") or ()
     }
     known = {c: e for c, e in points.items() if not math.isnan(c + e)}
     partial = [c for c in known if c < 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mlops_project.evaluation.presentation.reading import get, number, texts
+from mlops_project.evaluation.presentation.reading import get, number
 
 MEANINGS = {
     "accuracy": "share of images whose most probable class is the true one",
@@ -95,5 +95,5 @@ def warnings(facts: dict[str, Any]) -> list[str]:
             "No diagnoses of these images are known: nothing tells how often the model is right."
         )
     caution = get(facts, "out_of_distribution", "caution")
-    found += ([str(caution)] if caution else []) + texts(facts.get("gaps"))
+    found += ([caution] if caution else []) + (facts.get("gaps") or [])
     return list(dict.fromkeys(text[:1].upper() + text[1:] for text in found))
