@@ -42,7 +42,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 COSTLY_FIRST = (
     "training/test_options.py",
     "training/test_processes.py",
-    "evaluation/test_runs.py",
+    "evaluation/test_finished_runs.py",
     "guide/test_guide.py",
     "training/test_run.py",
     "training/test_resume.py",

@@ -32,15 +32,15 @@ def compare(
     Runs whose settings differ in nothing but the seed or the fold are shown as one group.
     """
     from mlops_project.errors import InputError
-    from mlops_project.evaluation import runs
+    from mlops_project.evaluation.finished_runs import finished, group, read_runs, read_whole
     from mlops_project.evaluation.presentation.runs_page import show, write_comparison
 
     start_console()
-    chosen = runs.read_runs(folders) if folders else runs.read_whole(runs.finished())
+    chosen = read_runs(folders) if folders else read_whole(finished())
     if not chosen:
         make = "uv run src/mlops_project/train.py makes one."
         raise InputError(f"models/: no finished run here\n{make}")
-    groups = runs.group(chosen)
+    groups = group(chosen)
     show(groups, write_comparison(groups, output))
 
 

@@ -1,4 +1,7 @@
-"""What predictions are worth while a run goes on; evaluations use `evaluation.measures`."""
+"""What metrics are called, and their values while a run goes on.
+
+Evaluations have theirs from `evaluation.measures`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,25 @@ import numpy as np
 from mlops_project.config import METRICS
 
 NAMES = tuple(name for name in METRICS if name != "loss")
+# Of those whose names are no words
+LABELS = {
+    "f1_score": "F1 score",
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+    "brier": "Brier score",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "ece": "ECE",
+    "class_wise_ece": "class-wise ECE",
+}
+SHORT = {"balanced_accuracy": "bal. acc.", "f1_score": "F1", "average_precision": "AP"}
+
+
+def label(name: str, *, short: bool = False) -> str:
+    """What a metric is called in texts, or `short` where a table is narrow."""
+    if short and name in SHORT:
+        return SHORT[name]
+    return LABELS.get(name, name.replace("_", " "))
 
 
 def monitor_mode(metric: str) -> str:

@@ -351,10 +351,10 @@ def test_one_image_and_one_class_have_their_gaps_named(
     assert stored["metrics"]["f1_score"]["value"] is None
     assert stored["per_class"]["malignant"]["f1_score"] is None
     gaps = "\n".join(facts["gaps"])
-    assert "no f1 score: no image of malignant, and none taken for it" in gaps
+    assert "no F1 score: no image of malignant, and none taken for it" in gaps
     assert "none taken for it" in (tmp_path / "out/report.html").read_text()
     assert "no image of malignant" in gaps
-    assert "no auroc" in gaps
+    assert "no AUROC" in gaps
     assert "NaN" not in (tmp_path / "out/metrics.json").read_text()
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from mlops_project.data import same_pictures
-from mlops_project.evaluation.images import Images, open_images
+from mlops_project.evaluation.images import Images, moved_to, open_images
 from mlops_project.evaluation.leaks import Pictures, audit, training_pictures
 from mlops_project.evaluation.membership import OUT_OF_FOLD, known_split
 from mlops_project.evaluation.report import evaluate
@@ -359,3 +359,17 @@ def test_a_lesion_is_known_again_however_another_table_writes_its_id() -> None:
     assert known_split(table, seen).tolist() == ["train", "val", "test"]
     facts = audit([seen], table)
     assert (facts["leaked_images"], facts["n_shared_with_validation"]) == (["new1"], 1)
+
+
+def test_an_image_is_known_again_however_the_table_writes_its_id_now(
+    make: Make, tmp_path: Path
+) -> None:
+    model = make()
+    known = model.facts["split"]
+    known["image_id"] = [name.swapcase() for name in known["image_id"]]
+    images = open_images([model], None, "test")
+    assert images.absent == ""
+    facts = audited([model], images)
+    assert (facts["status"], facts["n_not_compared"]) == ("clean", 0)
+    model.config.data.data_dir = str(tmp_path / "moved away")
+    assert moved_to([model], images) == str(images.folder)

@@ -8,16 +8,15 @@ import re
 import stat
 import struct
 import threading
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlops_project.data.identity import IMAGE_ENDINGS, image_key
 from mlops_project.errors import InputError, ProjectError
 from mlops_project.printable import first_line, printable
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_IMAGE_BYTES = 200 * 2**20
 MAX_RATIO = 100  # unpacked to packed: photographs hardly shrink, a zip bomb does by 1000
 HARMLESS_BYTES = 2**20  # of a member, at any ratio
@@ -65,11 +64,6 @@ def read_bytes(path: str, member: str = "") -> bytes:
     return data
 
 
-def plain(name: str) -> str:
-    """A name as all systems write it: in lower case, a letter and its accent as one (NFC)."""
-    return unicodedata.normalize("NFC", name).lower()
-
-
 def _opened(path: str) -> zipfile.ZipFile:
     """Opening an archive reads its whole directory, so each thread keeps its own open."""
     key = (path, os.getpid(), os.stat(path).st_mtime_ns)
@@ -85,7 +79,7 @@ def _size(path: str, member: str) -> int:
 
 
 def image_files(places: list[Path]) -> Files:
-    """The file of every image, by its `plain` name without ending.
+    """The file of every image, by the `image_key` of its name without ending.
 
     Returns:
         (path, member) of each image, the first one found; and, of those with another file whose
@@ -94,7 +88,7 @@ def image_files(places: list[Path]) -> Files:
     files: dict[str, tuple[str, str]] = {}
     doubles: dict[str, tuple[str, str]] = {}
     for name, path, member in find_images(places):
-        image = plain(os.path.splitext(name)[0].strip())  # as the cells of tables are
+        image = image_key(os.path.splitext(name)[0].strip())  # as the cells of tables are
         first = files.setdefault(image, (path, member))
         # Kaggle's archive has each image twice, in folders that differ in case.
         if (

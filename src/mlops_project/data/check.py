@@ -18,6 +18,7 @@ from mlops_project.config import Config, DataConfig
 from mlops_project.data import archives, sources
 from mlops_project.data.decode import decode, decoding_threads
 from mlops_project.data.diagnoses import unknown_diagnoses
+from mlops_project.data.identity import image_key
 from mlops_project.data.same_pictures import SIDE, SamePicture, same_pictures
 from mlops_project.data.splits import SPLITS, UNUSED, split_by_lesion
 from mlops_project.data.tables import read_rows
@@ -109,11 +110,11 @@ def check_folder(folder: str | os.PathLike[str]) -> Report:
         sources.read_source(folder)  # raises, and says where to get one
     layout, rows, (files, doubles), unusable = _read(folder)
     distinct = rows.drop_duplicates()
-    name = distinct["image_id"].map(archives.plain)  # on many disks a.jpg and A.jpg are one file
+    name = distinct["image_id"].map(image_key)  # on many disks a.jpg and A.jpg are one file
     times = distinct.groupby(name)["image_id"].agg(["first", "size"]).set_index("first")["size"]
     table = distinct[~name.duplicated()].sort_values("image_id").reset_index(drop=True)
     table = table[["image_id", "lesion_id", "dx"]].assign(split=UNUSED)
-    found = [files.get(archives.plain(name)) for name in table["image_id"]]
+    found = [files.get(image_key(name)) for name in table["image_id"]]
     existing = np.array([row for row, file in enumerate(found) if file], dtype=np.int64)
     thumbnails, digests, reasons = _decode_all([file for file in found if file])
     if len(existing):
@@ -133,13 +134,13 @@ def check_folder(folder: str | os.PathLike[str]) -> Report:
         unknown=unknown_diagnoses(table["dx"]),
         duplicates={str(name): int(n) for name, n in times[times > 1].items()},
         repeated_rows=len(rows) - len(distinct),
-        without_row=len(files.keys() - set(table["image_id"].map(archives.plain))),
+        without_row=len(files.keys() - set(table["image_id"].map(image_key))),
         same=tuple(same_pictures(thumbnails, digests, usable, table["lesion_id"].to_numpy())),
         several_diagnoses={str(k): tuple(sorted(v)) for k, v in diagnoses.items() if len(v) > 1},
         doubles={
-            image: doubles[archives.plain(image)]
+            image: doubles[image_key(image)]
             for image in table["image_id"]
-            if archives.plain(image) in doubles
+            if image_key(image) in doubles
         },
     )
 

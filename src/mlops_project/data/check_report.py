@@ -14,7 +14,8 @@ from rich.text import Text
 
 from mlops_project.data.check import NAIVE_SPLITS, Report
 from mlops_project.data.diagnoses import BINARY, DIAGNOSES, MALIGNANT
-from mlops_project.data.splits import SPLITS, UNUSED, told_lesions
+from mlops_project.data.identity import told_lesions
+from mlops_project.data.splits import SPLITS, UNUSED
 from mlops_project.printable import printable
 
 LISTED = 20

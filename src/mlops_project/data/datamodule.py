@@ -19,6 +19,7 @@ from mlops_project.config import DEFAULT_IMAGE_SIZE, DataConfig
 from mlops_project.data import diagnoses
 from mlops_project.data.cache import ImageCache, open_cache
 from mlops_project.data.device import Delivery
+from mlops_project.data.identity import told_lesions
 from mlops_project.data.loading import (
     Batch,
     DecodedImages,
@@ -29,7 +30,7 @@ from mlops_project.data.loading import (
 )
 from mlops_project.data.sampling import POWERS, EvaluationBatches, TrainingBatches
 from mlops_project.data.sources import Source, read_source
-from mlops_project.data.splits import SPLITS, UNUSED, make_split, split_hash, told_lesions
+from mlops_project.data.splits import SPLITS, UNUSED, make_split, split_hash
 from mlops_project.errors import InputError
 from mlops_project.printable import listed
 from mlops_project.setting_keys import convert, keys, typed

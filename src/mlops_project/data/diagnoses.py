@@ -33,6 +33,12 @@ def malignant_classes(names: Sequence[str]) -> list[int]:
     return [k for k, name in enumerate(names) if name == BINARY[1] or name in MALIGNANT]
 
 
+def questions(names: Sequence[str]) -> dict[str, list[int]]:
+    """Which classes count as a yes to "malignant" and, where the classes tell, "melanoma"."""
+    melanoma = {"melanoma": [names.index("mel")]} if "mel" in names else {}
+    return {"malignant": malignant_classes(names), **melanoma}
+
+
 def unknown_diagnoses(dx: Iterable[str], num_classes: int = 2) -> dict[str, int]:
     """How often each text occurs that is no diagnosis; benign and malignant tell two classes."""
     counts: dict[str, int] = {}

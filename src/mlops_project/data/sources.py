@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mlops_project.data.archives import find_images, image_files, is_junk, is_zip, plain
+from mlops_project.data.archives import find_images, image_files, is_junk, is_zip
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.data.folder import require_folder
+from mlops_project.data.identity import image_key, spelled_alike
 from mlops_project.data.tables import (
     PREDICTED,
     TABLE_ENDINGS,
@@ -23,7 +24,6 @@ from mlops_project.data.tables import (
     read_rows,
     read_table,
     renamed,
-    spelled_alike,
     without_doubles,
 )
 from mlops_project.errors import InputError
@@ -112,8 +112,8 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     table["lesion_id"] = spelled_alike(table["lesion_id"])  # of several tables, too
     table = without_doubles(table)
     files, doubles = image_files(places)
-    _warn_of_doubles(folder, [i for i in table["image_id"].map(plain) if i in doubles], doubles)
-    found = [files.get(plain(image_id)) for image_id in table["image_id"]]
+    _warn_of_doubles(folder, [i for i in table["image_id"].map(image_key) if i in doubles], doubles)
+    found = [files.get(image_key(image_id)) for image_id in table["image_id"]]
     has_image = pd.Series([f is not None for f in found], index=table.index)
     if not has_image.any():
         raise InputError(

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from mlops_project.config import DataConfig
-from mlops_project.data.tables import lesion_key
 
 SPLITS = ("train", "val", "test")
 # HAM10000 has one picture under two lesion ids: ISIC_0025226 and ISIC_0030074 are the same but for
@@ -164,16 +163,6 @@ def subsample(
         stays[0] = True
         kept.update(group.index[stays])
     return table["lesion_id"].isin(kept).to_numpy()
-
-
-def told_lesions(table: pd.DataFrame) -> pd.Series:
-    """The lesion of each image by its `lesion_key`; None where the image's own id stands in alone.
-
-    Such an id says nothing of what a table elsewhere calls by it.
-    """
-    lesions = table["lesion_id"].astype(object)
-    alone = ~lesions.duplicated(keep=False)
-    return lesions.map(lesion_key).mask((lesions == table["image_id"]) & alone, None)
 
 
 def split_hash(table: pd.DataFrame, split: np.ndarray) -> str:

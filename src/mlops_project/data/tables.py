@@ -14,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from mlops_project.data.archives import DAMAGED, IMAGE_ENDINGS, is_junk, is_zip, plain
+from mlops_project.data.archives import DAMAGED, is_junk, is_zip
+from mlops_project.data.identity import image_key, lesion_key, spelled_alike, without_ending
 from mlops_project.errors import InputError
 from mlops_project.printable import first_line, printable
 
@@ -133,12 +134,6 @@ def _listed(columns: Iterable[str]) -> str:
     return ", ".join(f"'{printable(c, 30)}'" for c in list(columns)[:12])
 
 
-def without_ending(image_ids: pd.Series) -> pd.Series:
-    """Names of images without the ending of their files, where they have one."""
-    endings = "|".join(ending[1:] for ending in IMAGE_ENDINGS)
-    return image_ids.str.replace(rf"\.({endings})$", "", case=False, regex=True)
-
-
 def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False) -> pd.DataFrame:
     """The rows of a table: image_id, lesion_id, dx, dx_type, age, sex, localization, dataset.
 
@@ -163,24 +158,8 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
     return rows
 
 
-def spelled_alike(lesion_ids: pd.Series) -> pd.Series:
-    """Lesion ids; of those that name one lesion in several ways, the first by alphabet for all.
-
-    Exports that were merged may have written one id in capitals, in small letters and, where it is
-    a whole number, as a decimal one: taken for several lesions, they would be in several splits.
-    Which row comes first makes no difference, and ids without a double stay as they are.
-    """
-    first = {lesion_key(name): name for name in sorted(set(lesion_ids), reverse=True)}
-    return lesion_ids.map(lambda name: first[lesion_key(name)])
-
-
-def lesion_key(lesion_id: str) -> str:
-    """By which a lesion is known, however a table writes its id."""
-    return re.sub(r"^(\d+)\.0+$", r"\1", plain(lesion_id))
-
-
 def diagnoses_of(path: Path) -> dict[str, tuple[str, str]] | None:
-    """Diagnosis and lesion, "" if unknown, of each image that a table names, all `plain`.
+    """Diagnosis and `lesion_key`, "" if unknown, by the `image_key` of each image of a table.
 
     None if it is no table of diagnoses. A table of predictions is none.
     """
@@ -194,7 +173,7 @@ def diagnoses_of(path: Path) -> dict[str, tuple[str, str]] | None:
     rows = _read_metadata(path, unlabelled=True)
     rows = rows[rows["image_id"] != ""]
     lesions = rows["lesion_id"].mask(rows["lesion_id"] == rows["image_id"], "")
-    names = rows["image_id"].map(plain)
+    names = rows["image_id"].map(image_key)
     return dict(zip(names, zip(rows["dx"], lesions.map(lesion_key), strict=True), strict=True))
 
 
@@ -272,8 +251,8 @@ def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
         elif "image_id" not in more.columns:
             continue
         more = more.rename(columns={"diagnosis_confirm_type": "dx_type"})
-        images = table["image_id"].map(plain)
-        names = without_ending(more["image_id"]).map(plain)
+        images = table["image_id"].map(image_key)
+        names = without_ending(more["image_id"]).map(image_key)
         for column in ("lesion_id", "dx_type", "sex", "localization", "age"):
             if column in more.columns:
                 values = _ages(more[column]) if column == "age" else more[column]
@@ -305,7 +284,7 @@ def _refuse_other_lesions(
 
 def without_doubles(table: pd.DataFrame) -> pd.DataFrame:
     table = table.drop_duplicates()
-    doubled = table["image_id"].map(plain).duplicated(keep=False)
+    doubled = table["image_id"].map(image_key).duplicated(keep=False)
     if doubled.any():
         names = sorted(set(table.loc[doubled, "image_id"]))
         raise InputError(

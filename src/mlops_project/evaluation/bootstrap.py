@@ -50,7 +50,9 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def exact_interval(value: float, clusters: int) -> tuple[float, float]:
-    """Of a share of 0 or 1, from which no resample can differ (Clopper and Pearson, 1934).
+    """The 95 % interval of a share of 0 or 1, from which no resample can differ.
+
+    Clopper and Pearson, Biometrika 1934.
 
     Args:
         value: 0 or 1.

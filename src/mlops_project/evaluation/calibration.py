@@ -62,12 +62,13 @@ def fit(
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """The sum over images with the penalty, and its gradient."""
-        sharpness, weights = math.exp(-parameters[0]), parameters[1:].reshape(shape)
-        log_p = log_softmax(logits * sharpness + prior + known @ weights, axis=1)
-        wrong = np.exp(log_p) - truth
-        slope = known.T @ wrong + weights / SPREAD**2
+        inverse_temperature = math.exp(-parameters[0])
+        weights = parameters[1:].reshape(shape)
+        log_p = log_softmax(logits * inverse_temperature + prior + known @ weights, axis=1)
+        residual = np.exp(log_p) - truth
+        slope = known.T @ residual + weights / SPREAD**2
         total = -(truth * log_p).sum() + (weights**2).sum() / (2 * SPREAD**2)
-        return total, np.array([-sharpness * (wrong * logits).sum(), *slope.flat])
+        return total, np.array([-inverse_temperature * (residual * logits).sum(), *slope.flat])
 
     bounds = [tuple(map(math.log, TEMPERATURES)), *[(None, None)] * math.prod(shape)]
     start = np.zeros(len(bounds))
@@ -143,8 +144,3 @@ def set_thresholds(
         if left_out >= 1:
             thresholds[k], enough[k] = own[left_out - 1], True
     return thresholds, enough
-
-
-def prediction_sets(probabilities: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Which classes are in the set of each image, bool [N, K]."""
-    return probabilities >= thresholds

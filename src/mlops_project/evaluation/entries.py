@@ -19,13 +19,14 @@ from mlops_project.evaluation import (
     calibration,
     comparison,
     explanations,
+    judgement,
     leaks,
     operating_points,
     out_of_distribution,
     patients,
     subgroups,
 )
-from mlops_project.evaluation.decisions import decide, decide_across, difference
+from mlops_project.evaluation.decisions import decide, decide_across
 from mlops_project.evaluation.images import Images, reopen
 from mlops_project.evaluation.inference import Predictions, embed, predict
 from mlops_project.evaluation.predictions_table import CALIBRATED, PROBABILITY, columns_of
@@ -39,52 +40,43 @@ def add_calibration(
     facts: dict[str, Any],
     models: Sequence[TrainedModel],
     images: Images,
-    validation: Predictions,
+    validation: Predictions | None,
     table: pd.DataFrame,
     target_sensitivity: float,
 ) -> None:
-    """Adds the decisions to the facts, and the calibrated probabilities to the table."""
-    names = images.class_names
+    """Adds the decisions to the facts, and the calibrated probabilities to the table.
+
+    They are fitted on the validation images or, where the images are of folds, of each fold on all
+    others; without either nothing is added.
+    """
+    names, folds = images.class_names, images.folds
     prior = np.mean([model.log_prior(names) for model in models], axis=0)
-    fitting = partial(decide, names, validation.labelled(), table, target_sensitivity, prior)
+    fitting: Callable[..., tuple[dict[str, Any], np.ndarray]]
+    if validation is not None:
+        fitting = partial(decide, names, validation.labelled(), table, target_sensitivity, prior)
+    elif folds is not None:
+        fitting = partial(decide_across, names, table, folds, target_sensitivity, prior)
+    else:
+        return
     decided, calibrated = fitting()
     facts |= decided
     facts["gaps"] += operating_points.undecided(decided)
     table[columns_of(names, CALIBRATED)] = calibrated
-    _add_patients(facts, names, table, validation.table, fitting, prior)
-    # Those of the model's own logits are stored, for whoever uses it without this program.
+    fitted_on = table if validation is None else validation.table
+    _add_patients(facts, names, table, fitted_on, fitting, prior)
     known = decided.get("calibration")
     if known and (doubt := doubted(known)):
-        facts["gaps"].append(f"{doubt}; nothing is stored")
-    elif known and len(models) == 1 and not facts["tta"] and names == models[0].class_names:
+        facts["gaps"].append(doubt if validation is None else f"{doubt}; nothing is stored")
+        return
+    # Those of the model's own logits are stored, for whoever uses it without this program.
+    own = len(models) == 1 and not facts["tta"] and names == models[0].class_names
+    if known and validation is not None and own:
         calibration.store(
             models[0].path,
             {name: known[name] for name in ("temperature", "offsets", "prior")},
             models[0].epoch,
             known["validation_images"],
         )
-
-
-def add_calibration_across_folds(
-    facts: dict[str, Any],
-    models: Sequence[TrainedModel],
-    images: Images,
-    table: pd.DataFrame,
-    target_sensitivity: float,
-) -> None:
-    """`add_calibration` for a cross-validation, each fold by the others."""
-    names, folds = images.class_names, images.folds
-    assert folds is not None
-    prior = np.mean([model.log_prior(names) for model in models], axis=0)
-    fitting = partial(decide_across, names, table, folds, target_sensitivity, prior)
-    decided, calibrated = fitting()
-    facts |= decided
-    facts["gaps"] += operating_points.undecided(decided)
-    table[columns_of(names, CALIBRATED)] = calibrated
-    _add_patients(facts, names, table, table, fitting, prior)
-    known = decided.get("calibration")
-    if known and (doubt := doubted(known)):
-        facts["gaps"].append(doubt)
 
 
 def doubted(known: dict[str, Any]) -> str:
@@ -125,7 +117,7 @@ def _add_patients(
         known = (table["y_true"] != "").to_numpy()
         alone = table[columns_of(names, CALIBRATED)].to_numpy()
         both = probabilities[known], alone[known]
-        decided["difference"] = difference(names, table[known], *both, prior)
+        decided["difference"] = judgement.difference(names, table[known], *both, prior)
         facts["with_patient_data"] = decided
     table[columns_of(names, "with_patient_data")] = probabilities
 
@@ -163,17 +155,17 @@ def add_subgroups(
 def add_comparison(
     facts: dict[str, Any],
     models: Sequence[TrainedModel],
-    other: Sequence[TrainedModel],
+    other: TrainedModel,
     images: Images,
     predictions: Predictions,
 ) -> None:
     """Adds the differences to another model, or why there are none."""
-    second = predict(other, reopen(images, other), tta=facts["tta"])
+    second = predict([other], reopen(images, other), tta=facts["tta"])
     audit = leaks.audit(
-        [leaks.seen_by(other[0])],
+        [leaks.seen_by(other)],
         images.table,
         same_pictures.thumbnails(images.data[0], images.rows),
-        leaks.training_pictures(other, images),
+        leaks.training_pictures([other], images),
     )
     trained_on = {*audit["leaked_images"], *facts["leaks"]["leaked_images"]}
     try:
@@ -181,7 +173,7 @@ def add_comparison(
             images.class_names,
             predictions.labelled(),
             second.labelled(),
-            str(other[0].path),
+            str(other.path),
             trained_on=trained_on,
         )
     except InputError as error:
@@ -194,7 +186,7 @@ def add_comparison(
         )
     compared = ~images.table["image_id"].isin(trained_on).to_numpy()
     everybody = np.ones((1, len(compared)), dtype=bool)
-    theirs = leaks.chosen_by([leaks.seen_by(other[0])], images.table, everybody) & compared
+    theirs = leaks.chosen_by([leaks.seen_by(other)], images.table, everybody) & compared
     ours = leaks.chosen_by([leaks.seen_by(m) for m in models], images.table, images.asked)
     if chosen := int((theirs & ~ours).sum()):
         facts["gaps"].append(
@@ -208,7 +200,7 @@ def add_comparison(
         )
     gaps = found.pop("gaps")
     # Where the first has the coarser classes, the second was asked for these already.
-    if set(other[0].class_names) != set(models[0].class_names) and comparison.COARSELY not in gaps:
+    if set(other.class_names) != set(models[0].class_names) and comparison.COARSELY not in gaps:
         gaps.insert(0, comparison.COARSELY)
     facts["gaps"] += gaps
     facts["comparison"] = found

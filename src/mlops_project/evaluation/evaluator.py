@@ -9,6 +9,7 @@ import pandas as pd
 
 from mlops_project.evaluation import bootstrap, measures
 from mlops_project.evaluation.predictions_table import arrays, columns_of
+from mlops_project.metrics import label
 
 FEW_LESIONS = 20  # of a class: with fewer, an interval of AUROC holds the truth too rarely
 
@@ -76,7 +77,7 @@ def _measured(table: pd.DataFrame, lesions: np.ndarray, names: list[str]) -> dic
 
 
 def most_frequent(classes: pd.Series) -> str:
-    """Of a lesion's classes, as for the split: the first by the alphabet where several are."""
+    """The most frequent of a lesion's classes; of equally frequent ones the first by alphabet."""
     return classes.iloc[0] if len(classes) == 1 else classes.mode().iloc[0]
 
 
@@ -120,14 +121,14 @@ def _unmeasured(facts: dict[str, Any]) -> list[str]:
     missing = [name for name, metric in metrics.items() if np.isnan(metric["value"])]
     if "f1_score" in missing:
         of = list(facts["per_class"])[1]
-        sentences.append(f"no f1 score: no image of {of}, and none taken for it")
+        sentences.append(f"no {label('f1_score')}: no image of {of}, and none taken for it")
     ranked = [name for name in missing if name != "f1_score"]
     if ranked:
-        shown = ", ".join(name.replace("_", " ") for name in ranked)
+        shown = ", ".join(map(label, ranked))
         sentences.append(f"no {shown}: that takes images of two classes")
     wide = [n for n, m in metrics.items() if n not in missing and np.isnan(m["ci95"][0])]
     if wide:
-        shown = ", ".join(name.replace("_", " ") for name in wide)
+        shown = ", ".join(map(label, wide))
         sentences.append(
             f"no interval of {shown}: resampled lesions do not differ, or most lack a class"
         )

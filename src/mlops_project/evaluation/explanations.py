@@ -285,7 +285,7 @@ def _draw(image: np.ndarray, strength: np.ndarray, caption: Sequence[str]) -> Im
 
 
 def _file_name(number: int, kind: str, image_id: str) -> str:
-    """Of a picture; safe in a folder and in a link, whatever the image is called."""
+    """The name of a picture's file, safe in a folder and in a link, however the image is called."""
     return f"{number:02d}_{kind}_{re.sub('[^A-Za-z0-9-]+', '_', image_id)[:60]}.png"
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from mlops_project import settings
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.diagnoses import BINARY
+from mlops_project.data.identity import absent_from, known_among
 from mlops_project.data.sources import Source, read_source
 from mlops_project.data.splits import SPLITS, UNUSED
 from mlops_project.errors import InputError
@@ -112,12 +113,12 @@ def open_images(
     if class_names is None:
         coarse = source.table["dx"].isin(BINARY).any()
         class_names = list(BINARY) if coarse else models[0].class_names
+    shapes = [(model.image_size, model.config.data.crop_fraction) for model in models]
     shared: dict[tuple[int, float], HAM10000DataModule] = {}
-    for model in models:
-        shape = (model.image_size, model.config.data.crop_fraction)
+    for shape, model in zip(shapes, models, strict=True):
         if shape not in shared:
             shared[shape] = _data(model, source, len(class_names))
-    data = [shared[(model.image_size, model.config.data.crop_fraction)] for model in models]
+    data = [shared[shape] for shape in shapes]
     of_each = np.stack([known_split(source.table, model.facts["split"]) for model in models])
     parts = split_of_all(of_each)
     asked = np.ones(of_each.shape, dtype=bool)
@@ -149,11 +150,12 @@ def open_images(
     rows = np.flatnonzero(wanted)
     wanted_ids, known = (known_images(models, s) for s in (split, "all"))
     if data_dir is None:  # what the runs had is known, whatever has become of the table
-        missing = wanted_ids - set(source.table["image_id"])
+        missing = len(absent_from(source.table["image_id"], wanted_ids))
     else:
-        new = set(source.missing) - known if split in ("test", "all") else set()
-        missing = (set(source.missing) & wanted_ids) | new
-    absent = _absent(len(missing), int((before & ~wanted).sum()))
+        ids = pd.Series(source.missing, dtype=str)
+        counts_as_new = ~known_among(ids, known) & (split in ("test", "all"))
+        missing = int((known_among(ids, wanted_ids) | counts_as_new).sum())
+    absent = _absent(missing, int((before & ~wanted).sum()))
     return Images(Path(folder), data, rows, asked[:, rows], class_names, left_out, absent)
 
 
@@ -177,19 +179,16 @@ def _left_out(parts: np.ndarray, split: str) -> str:
     )
 
 
-def reopen(images: Images, models: Sequence[TrainedModel]) -> Images:
-    """The same images, decoded for other models, each of which is asked about all of them."""
+def reopen(images: Images, model: TrainedModel) -> Images:
+    """The same images, decoded for another model, which is asked about all of them."""
     source = images.data[0].source
     assert source is not None
     coarse = images.class_names == list(BINARY)
-    class_names = images.class_names if coarse else models[0].class_names
-    data = []
-    for model in models:
-        module = _data(model, source, len(class_names))
-        module.decode(images.rows)
-        data.append(module)
-    asked = np.ones((len(models), len(images.rows)), dtype=bool)
-    return Images(images.folder, data, images.rows, asked, class_names)
+    class_names = images.class_names if coarse else model.class_names
+    data = _data(model, source, len(class_names))
+    data.decode(images.rows)
+    asked = np.ones((1, len(images.rows)), dtype=bool)
+    return Images(images.folder, [data], images.rows, asked, class_names)
 
 
 def _own_folder(models: Sequence[TrainedModel]) -> str:
@@ -214,7 +213,7 @@ def moved_to(models: Sequence[TrainedModel], images: Images) -> str | None:
     It is that if their own is not there, and it has all of their images.
     """
     here = any(Path(model.config.data.data_dir).is_dir() for model in models)
-    if here or not known_images(models, "all") <= set(images.data[0].table["image_id"]):
+    if here or absent_from(images.data[0].table["image_id"], known_images(models, "all")):
         return None
     return str(images.folder)
 

@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 
 from mlops_project.data import same_pictures
-from mlops_project.data.archives import plain
-from mlops_project.data.splits import told_lesions
-from mlops_project.data.tables import lesion_key
+from mlops_project.data.identity import (
+    absent_from,
+    image_key,
+    known_among,
+    lesion_key,
+    told_lesions,
+)
 from mlops_project.errors import InputError
 from mlops_project.evaluation.images import Images, moved_to, open_images
-from mlops_project.evaluation.membership import names_of
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.training.checkpoints import trained_on
 
@@ -60,12 +63,13 @@ def training_pictures(models: Sequence[TrainedModel], evaluated: Images) -> Pict
             part = "all" if before else "train"
             images = open_images(own, moved_to(own, evaluated), part)
             learned = {i for model in own for i in trained_on(model.facts)["image_id"]}
-            images = images.without(set(images.table["image_id"]) - learned)
+            ids = images.table["image_id"]
+            images = images.without(set(ids[~known_among(ids, learned)]))
         except InputError:
             continue  # `audit` sees what is missing
         ids = images.table["image_id"]
         trained = [
-            ids.isin(trained_on(model.facts)["image_id"]) & (folder(model) == place)
+            known_among(ids, trained_on(model.facts)["image_id"]) & (folder(model) == place)
             for model in models
         ]
         small = same_pictures.thumbnails(images.data[0], images.rows)
@@ -147,19 +151,21 @@ def audit(
     asked = np.ones((len(seen), len(image)), dtype=bool) if asked is None else asked
     parts = [pd.DataFrame(split) for split in seen]
     trained = [part[part["split"] == "train"] for part in parts]
-    called = names_of(evaluated["image_id"])
-    same_image = _same_name(called, trained, asked)
+    same_image = _same_image(evaluated["image_id"], trained, asked)
     told = pd.Index(told_lesions(evaluated))
     same_lesion = _same_lesion(told, trained, asked)
     if training is not None:  # the table may have been corrected since
         now = [told.isin(training.lesion_id[own]) for own in training.trained]
         same_lesion |= (np.stack(now) & asked & told.notna()).any(axis=0)
     direct = same_image | same_lesion
-    trained_ids = pd.unique(pd.concat(trained)["image_id"])
+    trained_ids = set(pd.concat(trained)["image_id"].map(image_key))
     missing, near = len(trained_ids), pd.DataFrame(columns=list(NEAR))
     if thumbnails is not None and training is not None:
         at_hand = zip(trained, training.trained, strict=True)
-        absent = [set(part["image_id"]) - set(training.image_id[own]) for part, own in at_hand]
+        absent = [
+            absent_from(pd.Series(training.image_id[own], dtype=str), part["image_id"])
+            for part, own in at_hand
+        ]
         missing = len(set().union(*absent))
         rest = np.flatnonzero(~direct)
         i, j, similarity = same_pictures.similar_pairs(training.thumbnails, thumbnails[rest])
@@ -221,16 +227,13 @@ def chosen_by(
     """Which images, or their lesions, are by their ids in a validation split, bool [N]."""
     parts = [pd.DataFrame(split) for split in seen]
     validated = [part[part["split"] == "val"] for part in parts]
-    found = _same_name(names_of(evaluated["image_id"]), validated, asked)
+    found = _same_image(evaluated["image_id"], validated, asked)
     return found | _same_lesion(pd.Index(told_lesions(evaluated)), validated, asked)
 
 
-def _same_name(
-    names: Sequence[pd.Series], parts: list[pd.DataFrame], asked: np.ndarray
-) -> np.ndarray:
-    """Which images are in the part of a model that is asked about them, by `names_of`, bool [N]."""
-    known = [part["image_id"].map(plain) for part in parts]
-    found = [np.logical_or.reduce([own.isin(ids) for own in names]) for ids in known]
+def _same_image(image_ids: pd.Series, parts: list[pd.DataFrame], asked: np.ndarray) -> np.ndarray:
+    """Which images are by their ids in the part of a model that is asked about them, bool [N]."""
+    found = [known_among(image_ids, part["image_id"]) for part in parts]
     return (np.stack(found) & asked).any(axis=0)
 
 

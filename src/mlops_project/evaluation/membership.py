@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mlops_project.data.archives import plain
-from mlops_project.data.splits import SPLITS, UNUSED, subsample, told_lesions
-from mlops_project.data.tables import lesion_key, without_ending
+from mlops_project.data.identity import image_key, lesion_key, names_of, told_lesions
+from mlops_project.data.splits import SPLITS, UNUSED, subsample
 from mlops_project.errors import InputError
 from mlops_project.evaluation.trained_model import TrainedModel
 
@@ -29,7 +28,7 @@ def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
     Returns:
         "train", "val", "test" or "unused" for each row, dtype object [N].
     """
-    of_image = dict(zip(map(plain, seen["image_id"]), seen["split"], strict=True))
+    of_image = dict(zip(map(image_key, seen["image_id"]), seen["split"], strict=True))
     of_lesion: dict[str, str] = {}
     for lesion, part in zip(map(lesion_key, seen["lesion_id"]), seen["split"], strict=True):
         if of_lesion.get(lesion, UNUSED) == UNUSED:
@@ -42,15 +41,6 @@ def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
         ],
         dtype=object,
     )
-
-
-def names_of(image_ids: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """What images may be called elsewhere, `plain`: their ids, and these without folder and ending.
-
-    Where there is no table, folders and endings tell images of the same name apart.
-    """
-    bare = without_ending(image_ids).map(lambda name: name.rsplit("/", 1)[-1])
-    return image_ids.map(plain), bare.map(plain)
 
 
 def split_of_all(parts: np.ndarray) -> np.ndarray:

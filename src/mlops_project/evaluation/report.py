@@ -14,7 +14,7 @@ import pandas as pd
 
 from mlops_project import settings
 from mlops_project.data import same_pictures
-from mlops_project.data.splits import told_lesions
+from mlops_project.data.identity import image_key, known_among, told_lesions
 from mlops_project.errors import InputError
 from mlops_project.evaluation import entries, evaluator, leaks
 from mlops_project.evaluation.images import Images, moved_to, open_images
@@ -24,7 +24,7 @@ from mlops_project.evaluation.presentation import terminal
 from mlops_project.evaluation.presentation.model_card import write_model_card
 from mlops_project.evaluation.presentation.page import write_page
 from mlops_project.evaluation.presentation.pictures import draw_pictures
-from mlops_project.evaluation.trained_model import TrainedModel, describe, load_models
+from mlops_project.evaluation.trained_model import TrainedModel, describe, load_model, load_models
 from mlops_project.files import atomic_write
 from mlops_project.printable import first_line
 
@@ -65,7 +65,7 @@ def evaluate(
             f"--target-sensitivity {target_sensitivity}: must be more than 0 and at most 1"
         )
     models = load_models([checkpoints] if isinstance(checkpoints, Path) else checkpoints)
-    other = load_models([compare_with]) if compare_with else None
+    other = load_model(compare_with) if compare_with else None
     images = open_images(models, data_dir, split)
     audit, images = _audited(models, images, exclude_leaked)
     folder = output or default_output(models)
@@ -90,10 +90,7 @@ def evaluate(
         facts["gaps"] += evaluator.unmeasured(facts)
         known = images.table[(table["y_true"] != "").to_numpy()].reset_index(drop=True)
         entries.add_subgroups(facts, images.class_names, known, labelled)
-    if validation is not None:
-        entries.add_calibration(facts, models, images, validation, table, target_sensitivity)
-    elif images.folds is not None:
-        entries.add_calibration_across_folds(facts, models, images, table, target_sensitivity)
+    entries.add_calibration(facts, models, images, validation, table, target_sensitivity)
     if not labelled.empty:
         entries.add_abstention(facts, images.class_names, predictions.labelled())
     written = _write(folder, facts, table)  # whatever may fail below
@@ -147,7 +144,8 @@ def _validation(
     seen = [known_split(images.table, model.facts["split"]) for model in models]
     if any("val" in parts for parts in seen):
         return None, [f"{missing}they are fitted on images that are evaluated here"]
-    several = len({frozenset(known_images([model], "val")) for model in models}) > 1
+    of_each = {frozenset(map(image_key, known_images([model], "val"))) for model in models}
+    several = len(of_each) > 1
     try:
         part = ONE_FOLD if several else "val"
         own = open_images(models, moved_to(models, images), part, images.class_names)
@@ -163,7 +161,7 @@ def _validation(
         own = own.without(set(own.table["image_id"][again]))
         gaps.append(f"{told}: what is calibrated is fitted on the other {len(own.rows)}")
     before = {i for model in models for i in model.facts.get("earlier", {}).get("image_id", [])}
-    if count := int(own.table["image_id"].isin(before).sum()):
+    if count := int(known_among(own.table["image_id"], before).sum()):
         gaps.append(
             f"{count} of the {len(own.rows)} validation images, which what is calibrated is fitted "
             "on, are among those that the weights had learned from before the run"
@@ -244,7 +242,8 @@ def _is_ham10000(model: TrainedModel) -> bool:
     They are ISIC_0024306 to ISIC_0034320 (Tschandl, Rosendahl, Kittler, Sci. Data 5:180161, 2018).
     """
     split = pd.DataFrame(model.facts["split"])
-    numbers = split.loc[split["split"] == "train", "image_id"].str.extract(r"^ISIC_(\d{7})$")[0]
+    images = split.loc[split["split"] == "train", "image_id"].map(image_key)
+    numbers = images.str.extract(r"^isic_(\d{7})$")[0]
     return bool(numbers.astype(float).between(24306, 34320).mean() > 0.5)
 
 

@@ -21,10 +21,9 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from mlops_project.config import Config
-from mlops_project.data.archives import plain
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.data.splits import split_hash, told_lesions
-from mlops_project.data.tables import lesion_key
+from mlops_project.data.identity import known_among, lesion_key, told_lesions
+from mlops_project.data.splits import split_hash
 from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import atomic_write, link_or_copy
 from mlops_project.models.build import BuiltModel
@@ -240,9 +239,9 @@ def learned_before(
             with suppress(ProjectError, KeyError):  # of another program, or an earlier version
                 for name, ids in trained_on(_load(Path(path))[ENTRY]).items():
                     found[name] += ids
-    images = data.table["image_id"].map(plain)
-    known = images.isin(set(map(plain, found.get("image_id", []))))
-    known |= told_lesions(data.table).isin(set(map(lesion_key, found.get("lesion_id", []))))
+    known = known_among(data.table["image_id"], found.get("image_id", []))
+    lesions = set(map(lesion_key, found.get("lesion_id", [])))
+    known |= told_lesions(data.table).isin(lesions).to_numpy()
     judged = {part: int(known[data.rows_of(part)].sum()) for part in ("val", "test")}
     if any(judged.values()):
         log.warning(

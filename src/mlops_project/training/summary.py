@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 
 from mlops_project import settings
-from mlops_project.config import Config
+from mlops_project.config import METRICS, Config
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.splits import SPLITS
 from mlops_project.files import atomic_write
+from mlops_project.metrics import label
 from mlops_project.models.build import BuiltModel, count_parameters
 from mlops_project.training import folders
 from mlops_project.training.checkpoints import LAST
@@ -25,14 +26,6 @@ from mlops_project.training.presets import device_type
 from mlops_project.training.speed import hint
 
 log = logging.getLogger("mlops_project")
-
-METRICS = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1_score": "F1 score",
-    "auroc": "AUROC",
-}
 
 
 @dataclass
@@ -150,10 +143,10 @@ def report(
     table.add_column("metric")
     for name in ("training", "validation", "test"):
         table.add_column(name, justify="right")
-    for metric, name in METRICS.items():
+    for metric in METRICS:
         values = [best.get(f"{s}_{metric}", math.nan) for s in ("train", "val")]
         values.append(test.get(f"test_{metric}", math.nan))
-        table.add_row(name, *("–" if math.isnan(v) else f"{v:.3f}" for v in values))
+        table.add_row(label(metric), *("–" if math.isnan(v) else f"{v:.3f}" for v in values))
     split = "" if len(data.rows_of("test")) else " --split val"
     places = [f"speed            {_told(speed)}"] if speed else []
     advice = hint(speed, config.data, on_gpu=device_type(config.training) == "cuda")

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from mlops_project.files import atomic_write, save_figure
-from mlops_project.metrics import classification_metrics, monitor_mode
+from mlops_project.metrics import classification_metrics, label, monitor_mode
 from mlops_project.training.arrivals import Arrivals
 from mlops_project.training.folders import table_text
 from mlops_project.training.optimizers import Schedule
@@ -219,10 +219,10 @@ def draw_curves(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     figure = Figure(figsize=(13, 4))
     axes = figure.subplots(1, 3, gridspec_kw=places)
     for axis, name in zip(axes, ("loss", "balanced_accuracy", "auroc"), strict=True):
-        for split, label in (("train", "training"), ("val", "validation")):
+        for split, told in (("train", "training"), ("val", "validation")):
             values = [row.get(f"{split}_{name}", math.nan) for row in rows]
-            axis.plot(epochs, values, marker="o", markersize=3, label=label)
-        axis.set(xlabel="epoch", title=name.replace("_", " ").replace("auroc", "AUROC"))
+            axis.plot(epochs, values, marker="o", markersize=3, label=told)
+        axis.set(xlabel="epoch", title=label(name))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()

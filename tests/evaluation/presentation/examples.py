@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from mlops_project.data.diagnoses import class_names, malignant_classes
-from mlops_project.evaluation import decisions, evaluator, subgroups
+from mlops_project.evaluation import decisions, evaluator, judgement, subgroups
 
 SHARES = {2: [0.8, 0.2], 7: [0.03, 0.05, 0.11, 0.01, 0.11, 0.68, 0.01]}  # about those of HAM10000
 SETTINGS: dict[str, Any] = {
@@ -61,7 +59,7 @@ def make_facts(
     given = names, make_predictions(images, classes, seed=2), predictions, 0.9, np.zeros(classes)
     decided, calibrated = decisions.decide(*given)
     with_patients, others = decisions.decide(*given, with_patients=True)
-    with_patients["difference"] = decisions.difference(
+    with_patients["difference"] = judgement.difference(
         names, predictions, others, calibrated, np.zeros(classes)
     )
     malignant = [names[k] for k in malignant_classes(names)]
@@ -134,7 +132,10 @@ def make_facts(
         "comparison": {
             "checkpoint": "models/resnet/version_0/checkpoints/last.ckpt",
             "n_images": images,
-            "difference": {"accuracy": _metric(0.021, 0.02), "auroc": _metric(0.013, 0.007)},
+            "difference": {
+                "balanced_accuracy": _metric(0.021, 0.02),
+                "auroc": _metric(0.013, 0.007),
+            },
             "mcnemar": {
                 "only_first_right": 61,
                 "only_second_right": 38,
@@ -166,16 +167,6 @@ def _explanations(folder: Path, predictions: pd.DataFrame, right: np.ndarray) ->
                 | {"probability": probability, "kind": kind, "picture": name}
             )
     return found
-
-
-def with_holes(facts: Any, holes: set[int], counter: Iterator[int] | None = None) -> Any:
-    """The same where the values with these numbers, in the order of reading, are None."""
-    counter = counter or count()
-    if next(counter) in holes:
-        return None
-    if isinstance(facts, dict):
-        return {k: with_holes(v, holes, counter) for k, v in facts.items()}
-    return [with_holes(v, holes, counter) for v in facts] if isinstance(facts, list) else facts
 
 
 def without_numbers(facts: Any, value: float | None) -> Any:

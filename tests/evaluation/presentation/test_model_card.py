@@ -6,14 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
 from mlops_project.evaluation.presentation.model_card import write_model_card
 from tests.evaluation.conftest import Example
-from tests.evaluation.presentation.examples import with_holes, with_hostile_names, without_numbers
+from tests.evaluation.presentation.examples import with_hostile_names, without_numbers
 
 HEADINGS = [
     *("Model details", "Intended use", "Limits", "Data", "Evaluation", "Licence and citation"),
@@ -88,15 +87,6 @@ def test_whatever_is_missing_the_card_is_whole(example: Example, tmp_path: Path)
     for value in (None, float("nan"), float("inf")):
         head, _ = checked(write_model_card(without_numbers(facts, value), tmp_path, predictions))
         assert "model-index" not in head
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_whatever_holes_there_are_the_card_is_whole(
-    example: Example, tmp_path: Path, seed: int
-) -> None:
-    facts, predictions = example
-    holes = set(np.flatnonzero(np.random.default_rng(seed).random(5000) < 0.1).tolist()) - {0}
-    checked(write_model_card(with_holes(facts, holes), tmp_path, predictions))
 
 
 def test_names_do_no_harm(example: Example, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -21,7 +20,6 @@ from tests.evaluation.conftest import Example
 from tests.evaluation.presentation.examples import (
     HOSTILE,
     make_facts,
-    with_holes,
     with_hostile_names,
     without_numbers,
 )
@@ -270,15 +268,6 @@ def test_whatever_is_missing_the_page_is_whole(example: Example, tmp_path: Path)
         checked(write_page(facts | {key: None}, [], tmp_path, predictions))
     empty = checked(write_page({}, [], tmp_path, pd.DataFrame()))
     assert "No audit was made" in empty.text
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_whatever_holes_there_are_the_page_is_whole(
-    example: Example, tmp_path: Path, seed: int
-) -> None:
-    facts, predictions = example
-    holes = set(np.flatnonzero(np.random.default_rng(seed).random(5000) < 0.1).tolist()) - {0}
-    checked(write_page(with_holes(facts, holes), [], tmp_path, predictions))
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])

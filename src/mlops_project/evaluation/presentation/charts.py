@@ -81,11 +81,9 @@ def matrix(truth: np.ndarray, chosen: np.ndarray, names: Sequence[str], title: s
 def prediction_sets(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | None:
     """How many classes the prediction sets of the lowest coverage name, by true class."""
     known, found = labelled(facts, predictions), get(facts, "prediction_sets")
-    keys = found if isinstance(found, dict) else ()
-    levels = sorted((float(level), level) for level in keys if _is_share(level))
-    if known is None or known.calibrated is None or not levels or len(known.labels) < FEWEST:
+    if known is None or known.calibrated is None or not found or len(known.labels) < FEWEST:
         return None
-    wanted, level = levels[0]
+    level = min(found, key=float)
     of_class = [get(found, level, "per_class", name) for name in known.names]
     thresholds = np.array([number(get(own, "threshold")) for own in of_class])
     if np.isnan(thresholds).any():
@@ -99,7 +97,7 @@ def prediction_sets(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing
         for k, (name, own) in enumerate(zip(known.names, of_class, strict=True))
         if (known.labels == k).any()
     ]
-    title = f"Prediction sets for {wanted:.0%}: how many classes they name"
+    title = f"Prediction sets for {float(level):.0%}: how many classes they name"
     figure = new_figure(1.9 + 0.36 * len(rows), full_title(facts, title))
     axes = figure.subplots()
     places = np.arange(len(rows))
@@ -137,26 +135,19 @@ def prediction_sets(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing
     return Drawing(figure, title, f"Mean size of the sets: {'; '.join(told)}.")
 
 
-def _is_share(text: Any) -> bool:
-    try:
-        return 0 < float(text) < 1
-    except (TypeError, ValueError):
-        return False
-
-
 def subgroups(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | None:
     """AUROC of malignant against benign in each group, with its interval."""
-    groups = get(facts, "subgroups", "groups")
+    groups = get(facts, "subgroups", "groups") or {}
     # None: the attribute of those below it. A clinic or a site for each image would make a picture
     # of thousands of rows without a value.
     rows: list[tuple[str, dict[str, Any] | None]] = []
     untold = 0
     values: dict[str, float] = {}
     ends = [0.9]
-    for attribute, known in groups.items() if isinstance(groups, dict) else ():
+    for attribute, known in groups.items():
         heading = short(attribute, 24).replace("_", " ")
         told_of = []
-        for group, own in known.items() if isinstance(known, dict) else ():
+        for group, own in known.items():
             value, *bounds = metric(get(own, "auroc"))
             if math.isnan(value):
                 untold += 1

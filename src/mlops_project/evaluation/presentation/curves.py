@@ -28,7 +28,6 @@ from mlops_project.evaluation.presentation.reading import (
     get,
     interval,
     labelled,
-    mappings,
     number,
     numbers,
 )
@@ -99,8 +98,6 @@ def decision_curve(
     point = get(facts, "operating_points", question)
     curve = get(point, "decision_curve")
     columns = [numbers(get(curve, n)) for n in ("threshold", "model", "treat_all")]
-    if len({len(c) for c in columns}) > 1:
-        return None
     known = np.isfinite(columns).all(axis=0)
     threshold, model, everybody = (c[known] for c in columns)
     if len(threshold) < 2:
@@ -144,8 +141,6 @@ def abstention(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | No
     if images is None or len(images.labels) < FEWEST:
         return None
     coverage, error = (numbers(get(facts, "abstention", n)) for n in ("coverage", "error"))
-    if len(coverage) != len(error):
-        return None
     known = np.isfinite(coverage) & np.isfinite(error)
     coverage, error = coverage[known], error[known]
     if len(coverage) < 2 or np.ptp(coverage) == 0:
@@ -156,7 +151,7 @@ def abstention(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | No
     axes = figure.subplots()
     axes.plot(coverage[order], error[order], color=BLUE, linewidth=2)
     told = []
-    for point in mappings(get(facts, "abstention", "at")):
+    for point in get(facts, "abstention", "at") or ():
         x, y = number(point.get("kept", point.get("coverage"))), number(point.get("error"))
         if math.isnan(x + y):
             continue

@@ -14,8 +14,9 @@ import pandas as pd
 
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.evaluation.presentation import rendering, wording
-from mlops_project.evaluation.presentation.reading import class_names, get, metric, present, texts
+from mlops_project.evaluation.presentation.reading import class_names, get, metric, present
 from mlops_project.evaluation.presentation.summary import largest_gap, summary
+from mlops_project.metrics import label
 
 TYPES = {  # of metrics, as Hugging Face's hub knows them
     "accuracy": "accuracy",
@@ -30,7 +31,7 @@ def write_model_card(facts: dict[str, Any], folder: Path, predictions: pd.DataFr
     """Writes MODEL_CARD.md.
 
     Args:
-        facts: what metrics.json holds; anything may be missing, or not a number.
+        facts: what metrics.json holds; an entry may be missing, and a number NaN or None.
         folder: to write to.
         predictions: what predictions.csv holds, of which any column may be missing: without its
             probabilities the card does not say whether the model is too sure.
@@ -39,11 +40,10 @@ def write_model_card(facts: dict[str, Any], folder: Path, predictions: pd.DataFr
         The card.
     """
     results = [
-        (kind, wording.label(name), metric(get(facts, "metrics", name))[0])
-        for name, kind in TYPES.items()
+        (kind, label(name), metric(get(facts, "metrics", name))[0]) for name, kind in TYPES.items()
     ]
     known = present(facts)
-    alone = len(texts(facts.get("checkpoints"))) < 2
+    alone = len(facts.get("checkpoints") or ()) < 2
     variant = get(known, "settings", "model", "variant") if alone else None
     names = class_names(facts, predictions)
     values = {

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.evaluation.presentation import rendering, wording
 from mlops_project.evaluation.presentation.pictures import Picture
-from mlops_project.evaluation.presentation.reading import class_names, flat, get, mappings, present
+from mlops_project.evaluation.presentation.reading import class_names, flat, get, present
 from mlops_project.evaluation.presentation.summary import largest_gap, summary
 
 PHOTOGRAPH_QUALITY = 85  # of 100, where nothing of a dermoscopic picture is seen to change
@@ -44,7 +44,7 @@ def write_page(
     """Writes report.html.
 
     Args:
-        facts: what metrics.json holds; anything may be missing, or not a number.
+        facts: what metrics.json holds; an entry may be missing, and a number NaN or None.
         pictures: to show; one that cannot be read is left out.
         folder: to write to; the pictures of explanations are named relative to it.
         predictions: what predictions.csv holds.
@@ -98,10 +98,8 @@ def _predicted(predictions: pd.DataFrame, names: Sequence[str]) -> dict[str, int
 
 def _groups_without(facts: dict[str, Any]) -> int:
     """How many groups have too few lesions for a measure; there may be one for each image."""
-    groups = get(facts, "subgroups", "groups")
-    known = groups.values() if isinstance(groups, dict) else ()
-    found = (own for of in known if isinstance(of, dict) for own in of.values())
-    return sum(bool(get(own, "gap")) for own in found)
+    groups = get(facts, "subgroups", "groups") or {}
+    return sum("gap" in own for of in groups.values() for own in of.values())
 
 
 def _pictures(pictures: Sequence[Picture]) -> dict[str, dict[str, Any]]:
@@ -121,7 +119,7 @@ def _pictures(pictures: Sequence[Picture]) -> dict[str, dict[str, Any]]:
 def _explanations(facts: dict[str, Any], folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The explanations whose pictures can be read, by kind."""
     found: dict[str, list[dict[str, Any]]] = {"mistake": [], "success": []}
-    for entry in mappings(facts.get("explanations")):
+    for entry in facts.get("explanations") or ():
         image = embedded(folder / str(entry.get("picture") or ""), photograph=True)
         if image and entry.get("kind") in found:
             found[entry["kind"]].append(entry | image)

@@ -46,7 +46,7 @@ def draw_pictures(facts: dict[str, Any], predictions: pd.DataFrame, folder: Path
     """Draws every picture that there is enough for, as a PNG.
 
     Args:
-        facts: what metrics.json holds; anything may be missing, or not a number.
+        facts: what metrics.json holds; an entry may be missing, and a number NaN or None.
         predictions: what predictions.csv holds.
         folder: to write to; one of these pictures that an earlier evaluation has left there and
             that this one has not enough for is removed.

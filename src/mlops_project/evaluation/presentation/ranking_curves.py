@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.ticker import PercentFormatter
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from mlops_project.data.diagnoses import malignant_classes
+from mlops_project.data.diagnoses import questions
 from mlops_project.evaluation import bootstrap, measures
 from mlops_project.evaluation.presentation.drawing import (
     BLACK,
@@ -31,6 +31,7 @@ from mlops_project.evaluation.presentation.reading import (
     number,
 )
 from mlops_project.evaluation.subgroups import FEWEST_OF_A_KIND
+from mlops_project.metrics import label
 
 
 def roc(facts: dict[str, Any], predictions: pd.DataFrame) -> Drawing | None:
@@ -86,18 +87,18 @@ def _ranking(
         points: of a curve, x and y, for truth and scores.
     """
     known = labelled(facts, predictions)
-    curves = [] if known is None else _questions(known)
+    curves = [] if known is None else _curves(known)
     enough = [c for c in curves if min(c[1].sum(), (~c[1]).sum()) >= FEWEST_OF_A_KIND]
     if known is None or not enough:
         return None
-    name = {"auroc": "AUROC", "average_precision": "average precision"}[measure]
+    name = label(measure)
     figure = new_figure(4.6 + 0.09 * len(enough), full_title(facts, title))
     axes = figure.subplots()
     told = []
-    for label, truth, scores, colour, dash in enough:
-        where: tuple[str, ...] = ("per_class_ci95", label, measure)
-        if label == "malignant":  # its scores are calibrated ones
-            where = ("operating_points", label, "ranking", measure, "ci95")
+    for question, truth, scores, colour, dash in enough:
+        where: tuple[str, ...] = ("per_class_ci95", question, measure)
+        if question == "malignant":  # its scores are calibrated ones
+            where = ("operating_points", question, "ranking", measure, "ci95")
         intervals = get(facts, *where)
         value, low, high = _with_interval(known.lesions, truth, scores, measure, intervals)
         between = "" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
@@ -108,9 +109,9 @@ def _ranking(
             linestyle=dash,
             linewidth=2.2 if colour == BLACK else 1.4,
             drawstyle="default" if measure == "auroc" else "steps-post",
-            label=f"{value:.2f}{between}  {short(label, 16)}",
+            label=f"{value:.2f}{between}  {short(question, 16)}",
         )
-        told.append(f"{short(label)} {value:.2f}{between}")
+        told.append(f"{short(question)} {value:.2f}{between}")
     figure.legend(
         loc="outside lower center", ncols=min(2, len(enough)), title=f"\n{name} (95 % interval)"
     )
@@ -122,7 +123,7 @@ def _ranking(
     return Drawing(figure, title, f"Curves with their {name}: {', '.join(told)}.{remark}")
 
 
-def _questions(known: Labelled) -> list[tuple[str, np.ndarray, np.ndarray, str, Any]]:
+def _curves(known: Labelled) -> list[tuple[str, np.ndarray, np.ndarray, str, Any]]:
     """Name, truth, scores, colour and dashes of each curve.
 
     Calibration may change the order of the images, that of each fold by itself or of more than two
@@ -130,7 +131,7 @@ def _questions(known: Labelled) -> list[tuple[str, np.ndarray, np.ndarray, str, 
     metrics were measured on.
     """
     curves: list[tuple[str, np.ndarray, np.ndarray, str, Any]] = []
-    malignant = malignant_classes(known.names)
+    malignant = questions(known.names)["malignant"]
     if malignant:
         scores = known.best[:, malignant].sum(axis=1)
         curves.append(("malignant", known.truth("malignant"), scores, BLACK, "-"))

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlops_project.data.diagnoses import malignant_classes
+from mlops_project.data.diagnoses import questions
 from mlops_project.evaluation.predictions_table import CALIBRATED, classes_of, columns_of
 
 
 def get(facts: Any, *keys: str) -> Any:
     """What lies under keys within keys; None where one of them is missing."""
     for key in keys:
-        facts = facts.get(key) if isinstance(facts, dict) else None
+        facts = facts.get(key) if facts else None
     return facts
 
 
@@ -29,8 +29,8 @@ def number(value: Any) -> float:
 
 
 def numbers(values: Any) -> np.ndarray:
-    """Each of them by `number`, float [N]; N = 0 where it is not a list."""
-    return np.array([number(v) for v in values] if isinstance(values, list) else [], dtype=float)
+    """Each of them by `number`, float [N]; N = 0 where there is no list."""
+    return np.array([number(value) for value in values or ()], dtype=float)
 
 
 def metric(value: Any) -> tuple[float, float, float]:
@@ -44,16 +44,6 @@ def interval(bounds: Any) -> tuple[float, float]:
     if len(known) != 2 or np.isnan(known).any():
         return math.nan, math.nan
     return float(known[0]), float(known[1])
-
-
-def texts(values: Any) -> list[str]:
-    """The texts in a list; empty where it is not a list."""
-    return [v for v in values if isinstance(v, str)] if isinstance(values, list) else []
-
-
-def mappings(values: Any) -> list[dict[str, Any]]:
-    """Those items of a list that are dictionaries; empty where it is not a list."""
-    return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
 
 
 def present(facts: Any) -> Any:
@@ -71,7 +61,7 @@ def present(facts: Any) -> Any:
 
 def flat(settings: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Nested dictionaries as pairs of a dotted key and a value."""
-    for key, value in settings.items() if isinstance(settings, dict) else ():
+    for key, value in (settings or {}).items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
         else:
@@ -79,9 +69,9 @@ def flat(settings: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def class_names(facts: dict[str, Any], predictions: pd.DataFrame) -> list[str]:
-    """In the order of the probabilities."""
+    """The names of the K classes, in the order of the probabilities."""
     columns = classes_of(predictions)
-    names = texts(facts.get("class_names"))
+    names = facts.get("class_names") or []
     return names if len(names) > 1 and len(names) >= len(columns) else columns
 
 
@@ -110,10 +100,7 @@ class Labelled:
 
     def truth(self, question: str) -> np.ndarray:
         """Which images are "malignant" or "melanoma", bool [N]."""
-        positive = malignant_classes(self.names)
-        if question == "melanoma":
-            positive = [k for k, name in enumerate(self.names) if name == "mel"]
-        return np.isin(self.labels, positive)
+        return np.isin(self.labels, questions(self.names).get(question, []))
 
 
 def labelled(facts: dict[str, Any], predictions: pd.DataFrame) -> Labelled | None:

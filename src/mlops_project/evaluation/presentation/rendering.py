@@ -23,9 +23,9 @@ from mlops_project.evaluation.presentation.wording import (
     MISSING,
     NO_INTERVAL,
     NO_VALUE,
-    label,
 )
 from mlops_project.files import atomic_write
+from mlops_project.metrics import label
 from mlops_project.printable import listed, printable
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -63,7 +63,7 @@ def _environment(finalize: Callable[[Any], Any]) -> jinja2.Environment:
     environment.filters |= {
         "code": _code,
         "known": _known,
-        "label": label,
+        "label": _label,
         "listed": _listed,
         "quoted": _quoted,
     }
@@ -83,6 +83,11 @@ def _code(value: Any) -> Markup:
     if text is None:
         return Markup("–")
     return Markup(f"`{text.replace('`', chr(39)).replace('|', '/')}`")
+
+
+def _label(name: Any) -> str:
+    """What a metric, a picture or a kind of images is called."""
+    return "ROC" if name == "roc" else label(str(name))
 
 
 def _quoted(value: Any) -> Markup:

@@ -12,6 +12,16 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mlops_project.evaluation.finished_runs import (
+    METRICS,
+    Group,
+    differing,
+    ensembles,
+    finished,
+    group,
+    read_whole,
+    table,
+)
 from mlops_project.evaluation.presentation import rendering
 from mlops_project.evaluation.presentation.drawing import (
     COLOURS,
@@ -22,21 +32,11 @@ from mlops_project.evaluation.presentation.drawing import (
     style,
 )
 from mlops_project.evaluation.presentation.page import embedded, page_frame
-from mlops_project.evaluation.runs import (
-    METRICS,
-    Group,
-    differing,
-    ensembles,
-    finished,
-    group,
-    read_whole,
-    table,
-)
 from mlops_project.files import atomic_write
+from mlops_project.metrics import label
 
-CURVES = {"val_loss": "validation loss", "val_balanced_accuracy": "balanced accuracy (validation)"}
+CURVES = ("loss", "balanced_accuracy")  # of validation
 SEVERAL_SEEDS = "each seed splits the images anew: they differ by training and by what is tested"
-SHORT = {"balanced_accuracy": "bal. acc.", "f1_score": "F1", "auroc": "AUROC"}
 
 
 def write_comparison(groups: Sequence[Group], folder: Path) -> list[Path]:
@@ -87,7 +87,7 @@ def show(groups: Sequence[Group], written: Sequence[Path] = ()) -> None:
             shown.add_column(column)
         for name in names:
             metric = name.removeprefix(f"{split}_")
-            shown.add_column(SHORT.get(metric, metric), justify="right")
+            shown.add_column(label(metric, short=True), justify="right")
         for row in rows:
             cells = [_spread(row, name) for name in names]
             shown.add_row(row["group"], str(row["runs"]), *cells)
@@ -158,7 +158,8 @@ def _spread(row: dict[str, Any], name: str) -> str:
 def _curves(groups: Sequence[Group], synthetic: bool) -> Figure:
     """Each run's metrics over its epochs, those of a group in one colour."""
     figure = new_figure(5.4, full_title({"synthetic": synthetic}, "Validation over the epochs"))
-    for axes, (name, label) in zip(figure.subplots(2, 1), CURVES.items(), strict=True):
+    for axes, metric in zip(figure.subplots(2, 1), CURVES, strict=True):
+        name = f"val_{metric}"
         for number, one in enumerate(groups):
             look = {
                 "color": COLOURS[number % len(COLOURS)],
@@ -172,6 +173,6 @@ def _curves(groups: Sequence[Group], synthetic: bool) -> Figure:
                     axes.plot(
                         epochs, run.history[name], label=label_once, marker=marker, lw=1, **look
                     )
-        axes.set(xlabel="epoch", ylabel=label)
+        axes.set(xlabel="epoch", ylabel=f"{label(metric)} (validation)")
         axes.legend(ncols=3)
     return figure

@@ -7,18 +7,18 @@ from typing import Any
 
 import pandas as pd
 
+from mlops_project.evaluation.decisions import COVERAGES
 from mlops_project.evaluation.presentation.reading import (
     Labelled,
     class_names,
     get,
     labelled,
-    mappings,
     metric,
     number,
-    texts,
 )
-from mlops_project.evaluation.presentation.wording import by_chance, label, of_100
+from mlops_project.evaluation.presentation.wording import by_chance, of_100
 from mlops_project.evaluation.subgroups import FEWEST_OF_A_KIND
+from mlops_project.metrics import label
 
 QUESTIONS = {  # what is found, what is not to be, and the class of it
     "malignant": ("malignant lesions", "benign ones", "malignant"),
@@ -46,10 +46,9 @@ def largest_gap(facts: dict[str, Any]) -> str:
     """The largest difference between groups, in words; empty where there is none."""
     gap = get(facts, "subgroups", "largest_gap")
     difference = number(get(gap, "difference"))
-    names = texts([get(gap, key) for key in ("attribute", "measure", "worse", "better")])
-    if math.isnan(difference) or difference == 0 or len(names) < 4:
+    if math.isnan(difference) or difference == 0:
         return ""
-    attribute, measure, *of = names
+    attribute, measure, *of = (gap[key] for key in ("attribute", "measure", "worse", "better"))
     known = get(facts, "subgroups", "groups", attribute)
     worse, better = (metric(get(known, group, measure)) for group in of)
     text = (
@@ -139,20 +138,21 @@ def _calibration(facts: dict[str, Any], known: Labelled | None) -> str:
 
 
 def _sets(facts: dict[str, Any]) -> str:
-    sets = get(facts, "prediction_sets", "0.9")
+    sets = get(facts, "prediction_sets", str(COVERAGES[0]))
     coverage, size = number(get(sets, "coverage")), number(get(sets, "mean_size"))
     if math.isnan(coverage + size):
         return ""
     return (
         f"It names {size:.1f} classes on average, so that the true one is among them in at least "
-        f"90 of 100 images of each class; here it was among them in {of_100(coverage)} of 100."
+        f"{100 * COVERAGES[0]:.0f} of 100 images of each class; here it was among them in "
+        f"{of_100(coverage)} of 100."
     )
 
 
 def _abstention(facts: dict[str, Any]) -> str:
     points = {
         number(p.get("kept", p.get("coverage"))): number(p.get("error"))
-        for p in mappings(get(facts, "abstention", "at"))
+        for p in get(facts, "abstention", "at") or ()
     }
     known = {c: e for c, e in points.items() if not math.isnan(c + e)}
     partial = [c for c in known if c < 1]

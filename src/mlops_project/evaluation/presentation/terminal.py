@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlops_project.evaluation.presentation.wording import by_chance
-
-SHORT = {
-    "n_images": "n",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "f1_score": "F1",
-    "auroc": "AUROC",
-    "average_precision": "AP",
-}
+from mlops_project.metrics import label
 
 
 def show(facts: dict[str, Any], written: list[Path]) -> None:
@@ -67,7 +59,7 @@ def _show_metrics(console: Any, facts: dict[str, Any], title: str) -> None:
     for name, metric in facts["metrics"].items():
         lesion = facts["by_lesion"]["metrics"][name]
         cells = [(_shown(m["value"]), _interval(m["ci95"])) for m in (metric, lesion)]
-        table.add_row(name.replace("_", " "), *(text for pair in cells for text in pair))
+        table.add_row(label(name), *(text for pair in cells for text in pair))
     console.print(table)
     columns = [c for c in next(iter(facts["per_class"].values())) if c != "n_lesions"]
     # As wide as the narrowest terminals
@@ -76,7 +68,8 @@ def _show_metrics(console: Any, facts: dict[str, Any], title: str) -> None:
     )
     table.add_column("class")
     for column in columns:
-        table.add_column(SHORT.get(column, column), justify="right")
+        head = "n" if column == "n_images" else label(column, short=True)
+        table.add_column(head, justify="right")
     for name, values in facts["per_class"].items():
         table.add_row(name, *(_shown(values[c]) for c in columns))
     console.print(table)
@@ -84,7 +77,7 @@ def _show_metrics(console: Any, facts: dict[str, Any], title: str) -> None:
 
 def _told_comparison(facts: dict[str, Any]) -> str:
     known = {n: facts["difference"][n] for n in ("balanced_accuracy", "auroc")}
-    told = ", ".join(f"{name.replace('_', ' ')} {_difference(m)}" for name, m in known.items())
+    told = ", ".join(f"{label(name)} {_difference(m)}" for name, m in known.items())
     p_value = facts["mcnemar"]["by_lesion"]["p_value"]
     return f"less {facts['checkpoint']}: {told}; McNemar's test of lesions p = {p_value:.2g}"
 

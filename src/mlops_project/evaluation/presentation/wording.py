@@ -5,19 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mlops_project.evaluation.presentation.reading import get, number, texts
+from mlops_project.evaluation.presentation.reading import get, number
 
-LABELS = {
-    "f1_score": "F1 score",
-    "macro_f1": "macro F1",
-    "roc": "ROC",
-    "auroc": "AUROC",
-    "brier": "Brier score",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "ece": "ECE",
-    "class_wise_ece": "class-wise ECE",
-}
 MEANINGS = {
     "accuracy": "share of images whose most probable class is the true one",
     "balanced_accuracy": "mean sensitivity of the classes; the measure of the ISIC 2018 challenge",
@@ -50,11 +39,6 @@ NOT_FOR = (
     "For research and education only. This is not a medical device: do not use it to diagnose, to "
     "sort patients or to reassure anybody."
 )
-
-
-def label(name: str) -> str:
-    """What a measure is called."""
-    return LABELS.get(name, str(name).replace("_", " "))
 
 
 def of_100(value: float, low: float = math.nan, high: float = math.nan) -> str:
@@ -111,5 +95,5 @@ def warnings(facts: dict[str, Any]) -> list[str]:
             "No diagnoses of these images are known: nothing tells how often the model is right."
         )
     caution = get(facts, "out_of_distribution", "caution")
-    found += ([str(caution)] if caution else []) + texts(facts.get("gaps"))
+    found += ([caution] if caution else []) + (facts.get("gaps") or [])
     return list(dict.fromkeys(text[:1].upper() + text[1:] for text in found))

@@ -19,11 +19,18 @@ from mlops_project.compare import app as comparison
 from mlops_project.errors import InputError
 from mlops_project.evaluate import app as evaluation
 from mlops_project.evaluation import calibration
+from mlops_project.evaluation.finished_runs import (
+    differing,
+    ensembles,
+    group,
+    read_runs,
+    read_whole,
+    table,
+)
 from mlops_project.evaluation.images import open_images
 from mlops_project.evaluation.membership import ONE_FOLD
 from mlops_project.evaluation.presentation.runs_page import SEVERAL_SEEDS, next_command, show
 from mlops_project.evaluation.report import evaluate
-from mlops_project.evaluation.runs import differing, ensembles, group, read_runs, read_whole, table
 from mlops_project.evaluation.trained_model import load_models
 from tests.conftest import Call, Run
 

@@ -63,17 +63,17 @@ class Group:
     runs: list[Run]
 
     def values(self, metric: str) -> pd.Series:
-        """Of each run that has it, such as val_auroc; float [R]."""
+        """A metric, such as val_auroc, of each of the R runs that have it; float64 [R]."""
         found = [run.results.get(metric) for run in self.runs]
         return pd.Series([v for v in found if v is not None and math.isfinite(v)], dtype=float)
 
     def checkpoints(self) -> list[str]:
-        """The best of each run."""
+        """The path of each run's best checkpoint."""
         return [str(run.results["checkpoint"]) for run in self.runs]
 
     @property
     def seeds(self) -> set[int]:
-        """Of its runs, each of which deals the images to other splits."""
+        """The seeds of its runs, each of which deals the images to other splits."""
         return {run.settings["seed"] for run in self.runs}
 
     def is_cross_validation(self) -> bool:
