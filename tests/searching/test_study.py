@@ -401,6 +401,11 @@ def test_bayes_looks_where_trials_were_good(write_sweep: WriteSweep, tmp_path: P
         (["data.image_size=64"], {}, "data.image_size: 224, now it is 64"),
         ([], {"metric": {"name": "val_auroc", "goal": "maximize"}}, "metric: val_loss (minimize)"),
         ([], {"parameters": {"data.batch_size": {"values": [4, 8]}}}, "parameters."),
+        (
+            [],
+            {"parameters": {"training.learning_rate": {"min": 0.001, "max": 0.5}}},
+            "0.0001 to 0.1, log, now it is 0.001 to 0.5\n",
+        ),
     ],
 )
 def test_a_search_goes_on_only_with_what_can_be_compared(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import yaml
 
 from mlops_project import setting_keys, settings
@@ -33,10 +35,21 @@ def check_same(name: str, before: dict[str, str], now: dict[str, str]) -> None:
     if changed:
         first, more = changed[0], len(changed) - 1
         raise InputError(
-            f"{name}: this search was begun with {first}: {before.get(first, 'none')}, now it is "
-            f"{now.get(first, 'none')}{f' (and {more} more)' if more else ''}\n"
+            f"{name}: this search was begun with {first}: {_told(before.get(first))}, now it is "
+            f"{_told(now.get(first))}{f' (and {more} more)' if more else ''}\n"
             "--name NAME begins another search beside it."
         )
+
+
+def _told(fact: str | None) -> str:
+    """A fact of `identity` for a person: Optuna's distributions as ranges."""
+    range_of = r"\w+Distribution\(high=(.+?), log=(\w+), low=(.+?), step=(.+?)\)"
+    found = re.match(range_of, fact or "")
+    if fact is None or found is None:
+        return fact or "none"
+    high, log, low, step = found.groups()
+    steps = f", in steps of {step}" if step not in ("None", "1") else ""
+    return f"{low} to {high}{steps}{', log' if log == 'True' else ''}{fact[found.end() :]}"
 
 
 def _is_like_another(text: str) -> bool:

@@ -64,7 +64,7 @@ def search(
     tell(f"{sweep.name}: {total} trials of a {sweep.method} search, {sweep.goal} {sweep.metric}")
     for parameter in sweep.parameters:
         tell(f"  {parameter.name}: {parameter.told}")
-    tell(f"in {database.told}; each trial's output in {folder}/trial_*.log")
+    tell(f"in {database.file or database.told}; each trial's output in {folder}/trial_*.log")
 
     given = list(arguments)
     for option, value in (
