@@ -22,7 +22,8 @@ def stop_logging() -> None:
 def start_console() -> None:
     """Sends the project's log to the console, above a progress bar where there is one.
 
-    Warnings and errors go to standard error.
+    Warnings and errors go to standard error, but where both are a terminal: there one handler
+    keeps clear of the bar.
     """
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -32,7 +33,7 @@ def start_console() -> None:
 
         console = RichHandler(show_time=False, show_path=False, show_level=False)
     handlers = [console]
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):  # else one keeps clear of the bar
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
         console.addFilter(lambda record: record.levelno < logging.WARNING)
         handlers.append(_Console(sys.stderr))
         handlers[1].setLevel(logging.WARNING)

@@ -19,9 +19,11 @@ SECONDS, TIMES = 0.1, 5  # over which that is measured, and how often before it 
 
 def usable_cores() -> int:
     """Number of CPU cores this process may use, by its affinity and the quota of its container."""
-    import joblib  # a third of a second, which scikit-learn would take later
+    # A third of a second, which scikit-learn would take later. joblib.cpu_count itself is 1 where
+    # there is no shared memory for its own processes.
+    from joblib.externals import loky
 
-    return joblib.cpu_count()
+    return loky.cpu_count()
 
 
 def wait_briefly() -> None:

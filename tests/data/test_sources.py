@@ -288,16 +288,13 @@ def test_what_macos_leaves_behind_is_ignored(lay_out, tmp_path: Path) -> None:
     _assert_images_are_their_own(source)
 
 
-def test_rows_without_an_image_id_are_told_and_empty_ones_are_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_without_an_image_id_are_refused_and_empty_ones_are_not(tmp_path: Path) -> None:
     _images(tmp_path / "images", IMAGES)
     table = _write(tmp_path / "metadata.csv", TABLE + ",,,,,,,\n")
     assert len(read_source(tmp_path).table) == 4
-    assert not caplog.records
     _write(table, TABLE.replace("ISIC_0000004", ""))
-    assert len(read_source(tmp_path).table) == 3
-    assert f"{table}: 1 rows have no image_id and are left out" in caplog.text
+    with pytest.raises(InputError, match="1 rows have no image_id"):
+        read_source(tmp_path)
 
 
 def test_images_may_be_named_by_their_path(tmp_path: Path) -> None:
@@ -305,8 +302,11 @@ def test_images_may_be_named_by_their_path(tmp_path: Path) -> None:
     named = TABLE.replace("ISIC_0000001", "imgs/ISIC_0000001.jpg").replace(
         "ISIC_0000002", "imgs\\ISIC_0000002.jpg"
     )
-    _write(tmp_path / "table.csv", named)
+    table = _write(tmp_path / "table.csv", named)
     assert read_source(tmp_path).table["image_id"].tolist() == IMAGES
+    _write(table, TABLE.replace("ISIC_0000001", "a/1").replace("ISIC_0000002", "b/1.jpg"))
+    with pytest.raises(InputError, match="several images in different folders are called 1"):
+        read_source(tmp_path)
 
 
 def test_a_blank_around_the_name_of_a_file_is_none_of_its_name(tmp_path: Path) -> None:
@@ -324,6 +324,9 @@ def test_a_ground_truth_may_have_lesions_and_weights_too(tmp_path: Path) -> None
     table = read_source(tmp_path).table
     assert table["lesion_id"].tolist() == ["HAM_1", "HAM_1", "HAM_2", "HAM_3"]
     assert table["dx"].tolist() == ["mel", "mel", "bkl", "nv"]
+    _write(tmp_path / "ISIC_LesionGroupings.csv", GROUPINGS)
+    with pytest.raises(InputError, match="another lesion of 'isic_0000001' than was told"):
+        read_source(tmp_path)
 
 
 def test_lists_that_tell_different_lesions_of_an_image_are_refused(tmp_path: Path) -> None:

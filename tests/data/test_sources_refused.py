@@ -84,7 +84,7 @@ def test_a_table_without_images_or_images_without_a_table(tmp_path: Path) -> Non
     [
         ("", "the table is empty"),
         ("image_id,lesion_id,dx\n", "the table has no rows"),
-        ("image_id,lesion_id,dx\n,HAM_1,mel\n", "the table has no rows"),
+        ("image_id,lesion_id,dx\n,HAM_1,mel\n", "1 rows have no image_id"),
         ("image_id,lesion_id,diagnosis\nISIC_1,HAM_1,mel\n", "no column 'dx'; its columns are"),
         ("name,lesion,kind\nISIC_1,HAM_1,mel\n", "no column 'image_id', 'dx'"),
         ("image_id,dx,DX\nISIC_1,mel,nv\n", "columns that occur twice: dx"),

@@ -28,7 +28,7 @@ from mlops_project.searching.results import report
 from mlops_project.searching.storage import RETRIES, Storage
 from mlops_project.searching.study import Done, Lost, Study
 from mlops_project.searching.sweep import read
-from mlops_project.searching.trials import abandoned, count, time_left
+from mlops_project.searching.trials import abandoned, count, failed_combinations, time_left
 from tests.searching import claims
 from tests.searching.conftest import Server, WriteSweep
 
@@ -328,26 +328,47 @@ def test_a_trial_that_all_workers_die_of_is_given_up_and_told(
 def test_a_combination_of_a_grid_that_failed_is_tried_again_by_the_next_worker(
     write_sweep: WriteSweep, tmp_path: Path
 ) -> None:
-    path = write_sweep(method="grid", parameters={"training.learning_rate": {"values": [0.1, 0.2]}})
+    """After those that no trial has had: a search ends where several fail one after the other."""
+    rates = {"values": [0.1, 0.2, 0.3, 0.4]}
+    path = write_sweep(method="grid", parameters={"training.learning_rate": rates})
     address = f"sqlite:///{tmp_path / 'study.db'}"
-    for ends_well in (False, True):
-        study = open_study(path, address)
+    study = open_study(path, address)
+    for _ in range(2):
+        trial = study.claim(4)
+        assert trial is not None
+        study.fail(trial, "the disk is full")
+    study = open_study(path, address)
+    for _ in range(2):
+        trial = study.claim(4)
+        assert trial is not None
+        study.complete(trial, 0.5)
+    for told in (2, 0):
         lines: list[str] = []
-        while True:
-            try:
-                trial = study.claim(2)
-            except Done:
-                break
-            assert trial is not None
-            if ends_well or trial.params["training.learning_rate"] == 0.2:
-                study.complete(trial, 0.5)
-            else:
-                study.fail(trial, "the disk is full")
         report(study, tmp_path, lines.append)
-        told = "of the grid 1 failed; the same command tries them again" in lines
-        assert told != ends_well
-    rates = [t.params["training.learning_rate"] for t in study.trials()]
-    assert rates == [0.1, 0.2, 0.1]
+        assert sum(f"of the grid {told} failed" in line for line in lines) == bool(told)
+        for _ in range(told):
+            trial = study.claim(4)
+            assert trial is not None
+            study.complete(trial, 0.5)
+    with pytest.raises(Done):
+        study.claim(4)
+    tried = [t.params["training.learning_rate"] for t in study.trials()]
+    assert tried == [0.1, 0.2, 0.3, 0.4, 0.1, 0.2]
+
+
+def test_a_combination_that_failed_after_its_worker_had_died_is_counted(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    path = write_sweep(method="grid", parameters={"training.learning_rate": {"values": [0.1, 0.2]}})
+    study = open_study(path, f"sqlite:///{tmp_path / 'study.db'}")
+    first = study.claim(2)
+    assert first is not None
+    study.optuna_study.tell(first, state=TrialState.FAIL)  # as for a heartbeat that has stopped
+    again = study.claim(2)
+    assert again is not None
+    assert again.params == first.params
+    study.fail(again, "out of memory")
+    assert failed_combinations(study.trials()) == 1
 
 
 def test_the_target_ends_a_search(write_sweep: WriteSweep, tmp_path: Path) -> None:

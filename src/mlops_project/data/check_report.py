@@ -167,7 +167,7 @@ def _findings(report: Report) -> Iterator[_Finding]:
     if unknown := int(told_lesions(table).isna().sum()):
         yield _Finding(
             "warning",
-            f"Images without a lesion id: {unknown:,}; each counts as a lesion of its own",
+            f"Images without a lesion id: {unknown:,} (or with their own as one)",
             "If lesions have several images, add the column lesion_id; otherwise they leak.",
         )
     if report.several_diagnoses:

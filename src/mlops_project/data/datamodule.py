@@ -161,8 +161,8 @@ class HAM10000DataModule(pl.LightningDataModule):
         unknown = int(told_lesions(self.table).isna().sum())
         if unknown:
             log.warning(
-                "%d of %d images have no lesion id: if several show one lesion, they may be in "
-                "different splits, which makes the measures too good",
+                "%d of %d images have no lesion id (or their own as one): if several show one "
+                "lesion, they may be in different splits, which makes the measures too good",
                 unknown,
                 len(self.table),
             )

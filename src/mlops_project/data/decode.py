@@ -127,8 +127,12 @@ def _decode_plain_jpeg(data: bytes, header: _JpegHeader | None) -> np.ndarray | 
     if not 0 < header.height * header.width <= MAX_PIXELS:
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
-    # What damage has cut off is filled up with one colour, also where Pillow refuses the image.
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+    except cv2.error:
+        return None  # Pillow finds words for it
+    # What damage has cut off is filled up with one colour, also where Pillow refuses the image. An
+    # image that ends in a black rim goes there as well, for the same pixels.
     if pixels is None or len(pixels) < 2 or np.array_equal(pixels[-1], pixels[-2]):
         return None
     return pixels

@@ -25,8 +25,7 @@ def without_ending(image_ids: pd.Series) -> pd.Series:
 
 
 def names_of(image_ids: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """What images may be called elsewhere, the keys of their ids, and of these without folder and
-    ending.
+    """Two keys for each image: of its whole id, and of the id without folder and ending.
 
     Where there is no table, folders and endings tell images of the same name apart.
     """
@@ -47,7 +46,7 @@ def absent_from(image_ids: pd.Series, known: Iterable[str]) -> set[str]:
 
 
 def lesion_key(lesion_id: str) -> str:
-    """By which a lesion is known, however a table writes its id."""
+    """Equal for all the ways in which tables write a lesion's id."""
     return re.sub(r"^(\d+)\.0+$", r"\1", image_key(lesion_id))
 
 
@@ -63,9 +62,9 @@ def spelled_alike(lesion_ids: pd.Series) -> pd.Series:
 
 
 def told_lesions(table: pd.DataFrame) -> pd.Series:
-    """The lesion of each image by its `lesion_key`; None where the image's own id stands in alone.
+    """The `lesion_key` of each image's lesion; missing where that is the image's own id alone.
 
-    Such an id says nothing of what a table elsewhere calls by it.
+    Such an id stands in for one that is not known, and may be another lesion's in another table.
     """
     lesions = table["lesion_id"].astype(object)
     alone = ~lesions.duplicated(keep=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import re
 import warnings
 import zipfile
@@ -18,8 +17,6 @@ from mlops_project.data.archives import DAMAGED, is_junk, is_zip
 from mlops_project.data.identity import image_key, lesion_key, spelled_alike, without_ending
 from mlops_project.errors import InputError
 from mlops_project.printable import first_line, printable
-
-log = logging.getLogger("mlops_project")
 
 TABLE_ENDINGS = (".csv", ".tab", ".tsv", "", ".txt")
 MAX_TABLE_BYTES = 500 * 2**20
@@ -150,10 +147,11 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
         rows = _read_challenge(path, folder, unlabelled)
     else:
         rows = _read_metadata(path, unlabelled)
-        named = rows["image_id"] != ""
-        if not named.all():
-            log.warning("%s: %d rows have no image_id and are left out", path, (~named).sum())
-            rows = rows[named].reset_index(drop=True)
+        unnamed = int((rows["image_id"] == "").sum())
+        if unnamed:
+            raise InputError(
+                f"{path}: {unnamed} rows have no image_id\nName their images, or remove them."
+            )
     rows["lesion_id"] = spelled_alike(rows["lesion_id"])
     return rows
 
@@ -195,6 +193,13 @@ def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
     _require(raw, ("image_id", "dx"), path)
     raw = raw[(raw != "").any(axis=1)]  # a spreadsheet may leave empty rows at the end
     names = raw["image_id"].str.replace(r"^.*[/\\]", "", regex=True)  # of files, maybe in folders
+    paths = without_ending(raw["image_id"]).map(image_key)
+    several = paths.groupby(without_ending(names).map(image_key)).nunique() > 1
+    if several.any():
+        raise InputError(
+            f"{path}: several images in different folders are called "
+            f"{printable(str(several.idxmax()))}\nRename them: an image is known by its name alone."
+        )
     table = pd.DataFrame({"image_id": without_ending(names)})
     lesions = raw["lesion_id"] if "lesion_id" in raw.columns else pd.Series("", index=raw.index)
     table["lesion_id"] = lesions.mask(lesions.str.lower().isin(MISSING), table["image_id"])
@@ -241,7 +246,8 @@ def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
     table["dataset"] = path.stem.removesuffix("_GroundTruth")
     table["age"] = float("nan")
     # ISIC 2018 and 2019 have their lesions, and the latter its patients, in tables of these names.
-    grouped: dict[str, str] = {}
+    own = lesions[~lesions.str.lower().isin(MISSING)].map(lesion_key)
+    grouped = dict(zip(table["image_id"][own.index].map(image_key), own, strict=True))
     lists = {*folder.rglob("*LesionGroupings*.csv"), *folder.rglob("*_Metadata.csv")}
     for groups in sorted(p for p in lists if not is_junk(p)):
         more = read_table(groups)
@@ -290,6 +296,6 @@ def without_doubles(table: pd.DataFrame) -> pd.DataFrame:
         raise InputError(
             f"{len(names)} image ids occur in several, different rows: "
             f"{', '.join(map(printable, names[:5]))}\n"
-            "Keep one row for each image, and rename files that differ by folder or ending alone."
+            "Keep one row for each image,"
         )
     return table.reset_index(drop=True)

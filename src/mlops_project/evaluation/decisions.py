@@ -54,8 +54,8 @@ def decide(
             **_fitted(names, temperature, offsets, weights, columns),
             "prior": _by_name(names, prior),
             "validation_images": len(validation),
-            "before": judgement.calibrated(labels, raw, lesions),
-            "after": judgement.calibrated(labels, scaled, lesions, prior),
+            "before": judgement.of_probabilities(labels, raw, lesions),
+            "after": judgement.of_probabilities(labels, scaled, lesions, prior),
         },
         "operating_points": {
             question: judgement.operating_point(
@@ -133,7 +133,7 @@ def decide_across(
         if np.isnan(threshold):
             points[question] = {"threshold": threshold, "gap": "a fold has no such image"}
             continue
-        found = judgement.decided(
+        found = judgement.of_decisions(
             truth[known], scores[known], positive[question][known], lesions[known]
         )
         points[question] = {"target_sensitivity": sensitivity, "threshold": threshold} | found
@@ -144,8 +144,10 @@ def decide_across(
             "prior": _by_name(names, prior),
             "folds": len(numbers),
             "of_folds": of_folds,
-            "before": judgement.calibrated(labels[known], raw[known], lesions[known]),
-            "after": judgement.calibrated(labels[known], scaled[known], lesions[known], prior),
+            "before": judgement.of_probabilities(labels[known], raw[known], lesions[known]),
+            "after": judgement.of_probabilities(
+                labels[known], scaled[known], lesions[known], prior
+            ),
         },
         "operating_points": points,
     }

@@ -53,7 +53,7 @@ def difference(
     return bootstrap.with_intervals(labelled["lesion_id"].to_numpy(), less)
 
 
-def calibrated(
+def of_probabilities(
     labels: np.ndarray,
     probabilities: np.ndarray,
     lesions: np.ndarray,
@@ -88,10 +88,10 @@ def operating_point(
         "target_sensitivity": sensitivity,
         "threshold": threshold,
         "validation": {name: float(value[0]) for name, value in before.items()},
-    } | decided(truth, scores, scores >= threshold, lesions)
+    } | of_decisions(truth, scores, scores >= threshold, lesions)
 
 
-def decided(
+def of_decisions(
     truth: np.ndarray, scores: np.ndarray, positive: np.ndarray, lesions: np.ndarray
 ) -> dict[str, Any]:
     """What decisions, bool [N], and the scores that they are made by come to."""

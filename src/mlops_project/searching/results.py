@@ -135,7 +135,7 @@ def report(study: Study, folder: Path, tell: Callable[[str], None]) -> None:
         + (f"; {statistics.fmean(seconds):.0f} s each" if seconds else "")
     )
     if study.sweep.method == "grid" and (failed := failed_combinations(trials)):
-        tell(f"of the grid {failed} failed; the same command tries them again")
+        tell(f"of the grid {failed} failed; the same command tries them again, if trials are left")
     lost = [t for t in abandoned(trials) if t.system_attrs.get(DEATHS, 0) >= RETRIES]
     if lost:
         numbers = ", ".join(str(t.number) for t in lost)

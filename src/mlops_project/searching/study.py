@@ -159,16 +159,17 @@ class Study:
     def _next_combination(self, trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
         """The first combination of the grid that no trial has had.
 
-        But for trials that failed before this worker started: what was in their way may be gone.
+        Last come those that failed before this worker started: what was in their way may be gone.
         """
         names = [p.name for p in self.sweep.parameters]
         before = {t.number for t in trials if has_failed(t)} & self._failed_before
-        tried = {
-            _key(t.params.get(name) for name in names) for t in trials if t.number not in before
-        }
-        for values in itertools.product(*(p.values() for p in self.sweep.parameters)):
-            if _key(values) not in tried:
-                return dict(zip(names, values, strict=True))
+        for again in (set[int](), before):
+            tried = {
+                _key(t.params.get(name) for name in names) for t in trials if t.number not in again
+            }
+            for values in itertools.product(*(p.values() for p in self.sweep.parameters)):
+                if _key(values) not in tried:
+                    return dict(zip(names, values, strict=True))
         return None
 
     def _target_reached(self, trials: Sequence[FrozenTrial]) -> bool:

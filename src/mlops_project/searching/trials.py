@@ -46,11 +46,15 @@ def has_failed(trial: FrozenTrial) -> bool:
 
 
 def failed_combinations(trials: Sequence[FrozenTrial]) -> int:
-    """Number of combinations of a grid that have failed, and not come through in another trial."""
-    ways: dict[bool, set[str]] = {True: set(), False: set()}
+    """Number of combinations of a grid that have failed, and in no other trial come through."""
+    failed, others = set[str](), set[str]()
     for trial in trials:
-        ways[has_failed(trial)].add(repr(sorted(trial.params.items())))
-    return len(ways[True] - ways[False])
+        combination = repr(sorted(trial.params.items()))
+        if has_failed(trial):
+            failed.add(combination)
+        elif trial.state.name != "FAIL":
+            others.add(combination)
+    return len(failed - others)
 
 
 def count(trials: Sequence[FrozenTrial]) -> Counts:

@@ -1,4 +1,4 @@
-"""The terminal shows what the page shows, by the same names."""
+"""What the terminal shows of an evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlops_project.evaluation.presentation import terminal
 from tests.evaluation.conftest import Example
 
 
-def test_metrics_have_the_names_that_the_page_gives_them(
+def test_metrics_have_their_written_names(
     example: Example, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     terminal.show(example[0], [tmp_path / "metrics.json"])
