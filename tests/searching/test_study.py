@@ -459,7 +459,7 @@ def test_what_is_shown_in_a_terminal_and_in_a_pipe(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")  # a dumb terminal is shown no display
     study = open_study(write_sweep(), f"sqlite:///{tmp_path / 'study.db'}")
-    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=44)
     pipe = Console(file=io.StringIO(), width=100)
     for console in (terminal, pipe):
         with Display(study.sweep, 4, console) as display:
@@ -472,7 +472,13 @@ def test_what_is_shown_in_a_terminal_and_in_a_pipe(
     drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "0 of 4 trials" in drawn
     assert "1 of 4 trials, about" in drawn
-    for word in ("running", "best", "0.6250", "learning_rate"):
+    for word in (
+        "running",
+        "best",
+        "0.6250",
+        "learning",
+        f"{first.params['training.learning_rate']:.4g}",
+    ):
         assert word in drawn
     lines = pipe.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 1

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.box import SIMPLE
+from rich.console import Console, JustifyMethod
 from rich.live import Live
 from rich.table import Table
 
@@ -120,13 +121,12 @@ class Display:
         title = f"{self.sweep.name}: {counts.done} of {self.total} trials"
         title += f", {counts.failed} failed" if counts.failed else ""
         title += f", {left}" if left else ""
-        table = Table(title=title)
-        table.add_column("trial", justify="right")
-        table.add_column("state")
-        table.add_column(self.sweep.metric, justify="right")
-        table.add_column("epochs", justify="right")
-        for parameter in self.sweep.parameters:
-            table.add_column(parameter.name.rpartition(".")[2], justify="right")
+        table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True)
+        names = [parameter.name.rpartition(".")[2] for parameter in self.sweep.parameters]
+        for name in ("trial", "state", self.sweep.metric, "epochs", *names):
+            # Where there is no room, what is too long goes on in the next line with all digits.
+            justify: JustifyMethod = "left" if name == "state" else "right"
+            table.add_column(name.replace("_", " "), justify=justify, overflow="fold")
         best = best_trial(trials, self.sweep.goal)
         begun = [t for t in trials if t.state.name != "WAITING"]
         kept = [t for t in begun[-SHOWN:] if t is not best]

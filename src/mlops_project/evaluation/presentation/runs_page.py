@@ -84,10 +84,10 @@ def show(groups: Sequence[Group], written: Sequence[Path] = ()) -> None:
         title = {"val": "validation, best epoch", "test": "test split"}[split]
         shown = Table(title=title, box=SIMPLE, pad_edge=False)
         for column in ("group", "runs"):
-            shown.add_column(column)
+            shown.add_column(column, overflow="fold")
         for name in names:
             metric = name.removeprefix(f"{split}_")
-            shown.add_column(label(metric, short=True), justify="right")
+            shown.add_column(label(metric, short=True), justify="right", overflow="fold")
         for row in rows:
             cells = [_spread(row, name) for name in names]
             shown.add_row(row["group"], str(row["runs"]), *cells)
