@@ -472,13 +472,8 @@ def test_what_is_shown_in_a_terminal_and_in_a_pipe(
     drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "0 of 4 trials" in drawn
     assert "1 of 4 trials, about" in drawn
-    for word in (
-        "running",
-        "best",
-        "0.6250",
-        "learning",
-        f"{first.params['training.learning_rate']:.4g}",
-    ):
+    rate = study.trials()[0].params["training.learning_rate"]
+    for word in ("running", "best", "0.6250", "learning", f"{rate:.4g}"):
         assert word in drawn
     lines = pipe.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 1
