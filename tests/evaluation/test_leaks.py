@@ -57,7 +57,7 @@ def test_what_is_left_shows_no_lesion_that_a_model_was_trained_on(
     seen: list[Known], evaluated: pd.DataFrame, data: st.DataObject
 ) -> None:
     """Asked of all models, and of only some about each image, as out of fold."""
-    n = len(evaluated)
+    n, now = len(evaluated), dict(evaluated.to_numpy())  # what the folder tells of lesions
     rows = st.lists(st.booleans(), min_size=n, max_size=n)
     asked = np.array(data.draw(st.lists(rows, min_size=len(seen), max_size=len(seen))))
     for shown in (np.ones_like(asked), asked):
@@ -66,7 +66,8 @@ def test_what_is_left_shows_no_lesion_that_a_model_was_trained_on(
         for image, lesion, column in zip(*evaluated.to_numpy().T, shown.T, strict=True):
             for split, is_asked in zip(seen, column, strict=True):
                 for known, shows, part in zip(*split.values(), strict=True):
-                    if is_asked and part == "train" and (known == image or shows == lesion):
+                    same = known == image or lesion in (shows, now.get(known))
+                    if is_asked and part == "train" and same:
                         reasons.add(lesion)
         out = evaluated["image_id"].isin(facts["leaked_images"])
         assert set(evaluated.loc[out, "lesion_id"]) == reasons
@@ -82,12 +83,12 @@ def test_each_way_of_leaking_is_counted_once() -> None:
     evaluated = table_of(("a", "A"), ("new", "A"), ("b", "B"), ("sibling", "B"), ("w", "V"))
     facts = audit([seen], evaluated)
     assert facts["shared_images"] == ["a", "b"]
-    assert facts["shared_lesions"] == ["A"]
+    assert facts["shared_lesions"] == ["A", "B"]
     assert facts["leaked_images"] == ["a", "new", "b", "sibling"]
     assert facts["n_shared_with_validation"] == 1
     sentence = facts["sentence"]
     assert sentence.startswith("Overlap: 4 of 5 evaluated images show")
-    for part in ("the same image: 2", "same lesion: 1", "lesion so found: 1", "--exclude-leaked"):
+    for part in ("the same image: 2", "same lesion: 2", "--exclude-leaked"):
         assert part in sentence
     without = audit([seen], evaluated, excluded=True)
     assert without["excluded"]
@@ -373,3 +374,31 @@ def test_an_image_is_known_again_however_the_table_writes_its_id_now(
     assert (facts["status"], facts["n_not_compared"]) == ("clean", 0)
     model.config.data.data_dir = str(tmp_path / "moved away")
     assert moved_to([model], images) == str(images.folder)
+
+
+def test_lesions_that_only_the_evaluated_folder_tells_leak_too() -> None:
+    """The run's table had no lesions, or called them otherwise."""
+    folder = table_of(("i1", "L1"), ("i2", "L1"), ("new", "L1"), ("other", "L2"))
+    for before in (("i1", "i2"), ("old1", "old2")):
+        seen = split_of({"i1": (before[0], "train"), "i2": (before[1], "test")})
+        assert known_split(folder, seen).tolist() == ["train", "test", "train", "test"]
+        evaluated = folder.iloc[1:].reset_index(drop=True)
+        facts = audit([seen], evaluated, folder=folder)
+        assert facts["leaked_images"] == ["i2", "new"]
+        assert audit([seen], evaluated.iloc[2:], folder=folder)["leaked_images"] == []
+
+
+def test_the_name_of_a_trained_image_without_a_lesion_is_no_lesion_either() -> None:
+    seen = split_of(
+        {"1": ("1", "train"), "2": ("2", "val"), "3": ("4", "train"), "4": ("4", "val")}
+    )
+    table = table_of(("b1", "1"), ("b2", "2"), ("b3", "1"), ("b4", "4"))
+    assert known_split(table, seen).tolist() == ["test", "test", "test", "train"]
+    facts = audit([seen], table)
+    assert (facts["leaked_images"], facts["n_shared_with_validation"]) == (["b4"], 0)
+
+
+def test_a_lesion_called_by_its_first_image_is_one_where_that_image_is_not_evaluated() -> None:
+    seen = split_of({"a1": ("7", "train")})
+    folder = table_of(("7", "7"), ("7b", "7"))
+    assert audit([seen], folder.iloc[:1], folder=folder)["leaked_images"] == ["7"]

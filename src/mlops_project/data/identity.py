@@ -67,5 +67,5 @@ def told_lesions(table: pd.DataFrame) -> pd.Series:
     Such an id stands in for one that is not known, and may be another lesion's in another table.
     """
     lesions = table["lesion_id"].astype(object)
-    alone = ~lesions.duplicated(keep=False)
+    alone = table.groupby("lesion_id")["image_id"].transform("nunique") == 1
     return lesions.map(lesion_key).mask((lesions == table["image_id"]) & alone, None)

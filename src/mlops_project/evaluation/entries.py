@@ -166,6 +166,7 @@ def add_comparison(
         images.table,
         same_pictures.thumbnails(images.data[0], images.rows),
         leaks.training_pictures([other], images),
+        folder=images.data[0].table,
     )
     trained_on = {*audit["leaked_images"], *facts["leaks"]["leaked_images"]}
     try:
@@ -185,9 +186,10 @@ def add_comparison(
             "like them under other ids are compared all the same"
         )
     compared = ~images.table["image_id"].isin(trained_on).to_numpy()
+    folder = images.data[0].table
     everybody = np.ones((1, len(compared)), dtype=bool)
-    theirs = leaks.chosen_by([leaks.seen_by(other)], images.table, everybody) & compared
-    ours = leaks.chosen_by([leaks.seen_by(m) for m in models], images.table, images.asked)
+    theirs = leaks.chosen_by([leaks.seen_by(other)], images.table, folder, everybody) & compared
+    ours = leaks.chosen_by([leaks.seen_by(m) for m in models], images.table, folder, images.asked)
     if chosen := int((theirs & ~ours).sum()):
         facts["gaps"].append(
             f"{chosen} evaluated images are of the other model's validation split, by which its "

@@ -15,7 +15,6 @@ from mlops_project.data.identity import (
     absent_from,
     image_key,
     known_among,
-    lesion_key,
     told_lesions,
 )
 from mlops_project.errors import InputError
@@ -73,7 +72,7 @@ def training_pictures(models: Sequence[TrainedModel], evaluated: Images) -> Pict
             for model in models
         ]
         small = same_pictures.thumbnails(images.data[0], images.rows)
-        lesions = told_lesions(images.table).to_numpy(dtype=object)
+        lesions = told_lesions(images.data[0].table).iloc[images.rows].to_numpy(dtype=object)
         parts.append(Pictures(ids.to_numpy(dtype=object), small, np.stack(trained), lesions))
     if not parts:
         return None
@@ -115,6 +114,7 @@ def audit(
     thumbnails: np.ndarray | None = None,
     training: Pictures | None = None,
     *,
+    folder: pd.DataFrame | None = None,
     asked: np.ndarray | None = None,
     excluded: bool = False,
 ) -> dict[str, Any]:
@@ -128,6 +128,7 @@ def audit(
         evaluated: image_id and lesion_id, one row an image.
         thumbnails: of the evaluated images, uint8 [N, 3, S, S]; None: not at hand.
         training: what the training images look like; None: not at hand.
+        folder: like `evaluated`, of all images of their folder; None: these are all.
         asked: which model is asked about which image, bool [M, N]; None: each about all.
         excluded: whether what leaks is left out of the evaluation; for the words only.
 
@@ -152,9 +153,10 @@ def audit(
     parts = [pd.DataFrame(split) for split in seen]
     trained = [part[part["split"] == "train"] for part in parts]
     same_image = _same_image(evaluated["image_id"], trained, asked)
-    told = pd.Index(told_lesions(evaluated))
-    same_lesion = _same_lesion(told, trained, asked)
+    folder = evaluated if folder is None else folder
+    same_lesion = _same_lesion(evaluated, folder, parts, "train", asked)
     if training is not None:  # the table may have been corrected since
+        told = _told(evaluated, folder)
         now = [told.isin(training.lesion_id[own]) for own in training.trained]
         same_lesion |= (np.stack(now) & asked & told.notna()).any(axis=0)
     direct = same_image | same_lesion
@@ -176,7 +178,7 @@ def audit(
         near = near.sort_values("similarity", ascending=False).drop_duplicates("image_id")
     found = direct | image.isin(near["image_id"])
     leaks = lesion.isin(lesion[found])
-    validated = chosen_by(seen, evaluated, asked)
+    validated = chosen_by(seen, evaluated, folder, asked)
     facts = {
         "status": "overlap" if leaks.any() else "unknown" if missing else "clean",
         "n_training_images": len(trained_ids),
@@ -214,7 +216,7 @@ def count_validation(
         images: that are evaluated.
         like: of them those that do, bool [N].
     """
-    validated = chosen_by(seen, images.table, images.asked) | like
+    validated = chosen_by(seen, images.table, images.data[0].table, images.asked) | like
     leaks = images.table["image_id"].isin(facts["leaked_images"]).to_numpy()
     text = facts["sentence"].removesuffix(_of_validation(facts["n_shared_with_validation"]))
     count = int((validated & ~leaks).sum())
@@ -222,13 +224,19 @@ def count_validation(
 
 
 def chosen_by(
-    seen: Sequence[dict[str, list[str]]], evaluated: pd.DataFrame, asked: np.ndarray
+    seen: Sequence[dict[str, list[str]]],
+    evaluated: pd.DataFrame,
+    folder: pd.DataFrame,
+    asked: np.ndarray,
 ) -> np.ndarray:
-    """Which images, or their lesions, are by their ids in a validation split, bool [N]."""
+    """Which images, or their lesions, are by their ids in a validation split, bool [N].
+
+    Arguments as for `audit`.
+    """
     parts = [pd.DataFrame(split) for split in seen]
     validated = [part[part["split"] == "val"] for part in parts]
     found = _same_image(evaluated["image_id"], validated, asked)
-    return found | _same_lesion(pd.Index(told_lesions(evaluated)), validated, asked)
+    return found | _same_lesion(evaluated, folder, parts, "val", asked)
 
 
 def _same_image(image_ids: pd.Series, parts: list[pd.DataFrame], asked: np.ndarray) -> np.ndarray:
@@ -237,10 +245,31 @@ def _same_image(image_ids: pd.Series, parts: list[pd.DataFrame], asked: np.ndarr
     return (np.stack(found) & asked).any(axis=0)
 
 
-def _same_lesion(told: pd.Index, parts: list[pd.DataFrame], asked: np.ndarray) -> np.ndarray:
-    """Which of `told_lesions` are in the part of a model that is asked about them, bool [N]."""
-    known = [part["lesion_id"].map(lesion_key) for part in parts]
-    return (np.stack([told.isin(ids) for ids in known]) & asked).any(axis=0)
+def _same_lesion(
+    evaluated: pd.DataFrame,
+    folder: pd.DataFrame,
+    seen: list[pd.DataFrame],
+    split: str,
+    asked: np.ndarray,
+) -> np.ndarray:
+    """Which images show a lesion of this split of a model that is asked about them, bool [N].
+
+    By what the run's table told of lesions, and by what this folder's tells of the run's images.
+    """
+    told, now = _told(evaluated, folder), told_lesions(folder)
+    found = []
+    for run in seen:
+        own = run["split"] == split
+        again = known_among(folder["image_id"], run["image_id"][own])
+        known = pd.concat([told_lesions(run)[own], now[again]])
+        found.append(told.isin(known) & told.notna())
+    return (np.stack(found) & asked).any(axis=0)
+
+
+def _told(evaluated: pd.DataFrame, folder: pd.DataFrame) -> pd.Index:
+    """`told_lesions` of the evaluated images among all of their folder."""
+    told = told_lesions(folder).set_axis(folder["image_id"])
+    return pd.Index(told.reindex(evaluated["image_id"]))
 
 
 def _sentence(facts: dict[str, Any], images: int, ways: str) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mlops_project.data.identity import image_key, lesion_key, names_of, told_lesions
+from mlops_project.data.identity import image_key, names_of, told_lesions
 from mlops_project.data.splits import SPLITS, UNUSED, subsample
 from mlops_project.errors import InputError
 from mlops_project.evaluation.trained_model import TrainedModel
 
+# From what a run has seen most of, to what it has not.
+SEEN = {part: rank for rank, part in enumerate((*SPLITS, UNUSED))}
 OUT_OF_FOLD = "out-of-fold"
 # Of a cross-validation: as many images with a diagnosis as one fold has, from all folds, each told
 # by the models that have it in their validation split.
@@ -29,18 +31,16 @@ def known_split(table: pd.DataFrame, seen: dict[str, list[str]]) -> np.ndarray:
         "train", "val", "test" or "unused" for each row, dtype object [N].
     """
     of_image = dict(zip(map(image_key, seen["image_id"]), seen["split"], strict=True))
+    names = zip(*names_of(table["image_id"]), strict=True)
+    own = [of_image.get(image) or of_image.get(name) for image, name in names]
+    # As the run's table told lesions, and as this one tells those of the run's images.
+    before, now = told_lesions(pd.DataFrame(seen)), told_lesions(table)
     of_lesion: dict[str, str] = {}
-    for lesion, part in zip(map(lesion_key, seen["lesion_id"]), seen["split"], strict=True):
-        if of_lesion.get(lesion, UNUSED) == UNUSED:
+    for lesion, part in [*zip(before, seen["split"], strict=True), *zip(now, own, strict=True)]:
+        if part and pd.notna(lesion) and SEEN[part] <= SEEN[of_lesion.get(lesion, UNUSED)]:
             of_lesion[lesion] = part
-    whole, bare = names_of(table["image_id"])
-    return np.array(
-        [
-            of_image.get(image) or of_image.get(name) or of_lesion.get(lesion, "test")
-            for image, name, lesion in zip(whole, bare, told_lesions(table), strict=True)
-        ],
-        dtype=object,
-    )
+    found = [part or of_lesion.get(lesion, "test") for part, lesion in zip(own, now, strict=True)]
+    return np.array(found, dtype=object)
 
 
 def split_of_all(parts: np.ndarray) -> np.ndarray:

@@ -117,6 +117,7 @@ def _audited(
         images.table,
         same_pictures.thumbnails(images.data[0], images.rows),
         leaks.training_pictures(models, images),
+        folder=images.data[0].table,
         asked=images.asked,
         excluded=exclude,
     )

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from mlops_project.config import Config
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.data.identity import known_among, lesion_key, told_lesions
+from mlops_project.data.identity import known_among, told_lesions
 from mlops_project.data.splits import split_hash
 from mlops_project.errors import InputError, ProjectError
 from mlops_project.files import atomic_write, link_or_copy
@@ -240,8 +241,8 @@ def learned_before(
                 for name, ids in trained_on(_load(Path(path))[ENTRY]).items():
                     found[name] += ids
     known = known_among(data.table["image_id"], found.get("image_id", []))
-    lesions = set(map(lesion_key, found.get("lesion_id", [])))
-    known |= told_lesions(data.table).isin(lesions).to_numpy()
+    before = pd.DataFrame({name: found.get(name, []) for name in ("image_id", "lesion_id")})
+    known |= told_lesions(data.table).isin(told_lesions(before).dropna()).to_numpy()
     judged = {part: int(known[data.rows_of(part)].sum()) for part in ("val", "test")}
     if any(judged.values()):
         log.warning(
