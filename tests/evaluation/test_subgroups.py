@@ -19,6 +19,7 @@ def table() -> pd.DataFrame:
     n = 400
     return pd.DataFrame(
         {
+            "image_id": [f"image_{i}" for i in range(n)],
             "lesion_id": random.integers(0, 300, n).astype(str),
             "age": random.choice([np.nan, 5, 29, 30, 44, 75, 90, -9, 999], n),
             "sex": random.choice(["male", "Male ", "female", "Unknown", ""], n),
@@ -42,6 +43,8 @@ def test_every_image_is_in_one_group_of_each_attribute(table: pd.DataFrame) -> N
     lesion = table["lesion_id"].iloc[0]
     several = (table["lesion_id"] == lesion).sum() > 1
     assert found["images_of_the_lesion"][0] == ("several" if several else "one")
+    unknown = attributes(table.assign(lesion_id=table["image_id"]))
+    assert set(unknown["images_of_the_lesion"]) == {"unknown"}
 
 
 def test_a_group_s_measures_are_its_own_and_the_worst_one_is_named(table: pd.DataFrame) -> None:
@@ -83,6 +86,7 @@ def test_where_no_group_differs_the_largest_gap_is_called_chance() -> None:
         scores = random.normal(size=n) + 1.5 * truth
         made = pd.DataFrame(
             {
+                "image_id": [f"image_{i}" for i in range(n)],
                 "lesion_id": np.arange(n).astype(str),
                 "age": random.integers(5, 90, n),
                 "sex": random.choice(["male", "female"], n),

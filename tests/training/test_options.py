@@ -34,7 +34,7 @@ from mlops_project.training.failures import memory_advice
 from mlops_project.training.preparation import open_data
 from mlops_project.training.progressive_resizing import side_in, sides_in
 from mlops_project.training.run import Result, train
-from mlops_project.training.tuning import FOUND_RATE, find_learning_rate
+from mlops_project.training.tuning import FOUND_RATE, find_learning_rate, raw_losses, steepest
 
 SMALL = ("data.image_size=32", "data.batch_size=16", "training.max_epochs=1", "data.augment=false")
 Train = Callable[..., Result]
@@ -341,12 +341,35 @@ def test_the_learning_rate_can_be_found(run_here: Train) -> None:
         torch.load(result.checkpoint, weights_only=True)["mlops_project"]["config"]
     ).training.learning_rate
     assert isinstance(rate, float)
-    assert 1e-6 < rate < 1
+    assert 1e-5 < rate < 0.1
     with Image.open(result.folder / "learning_rate.png") as picture:
         assert picture.width > 300
     assert not list(Path.cwd().rglob(".lr_find*"))
     told = json.loads((result.folder / "results.json").read_text())
     assert told["auto"] == "training.learning_rate"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rate_is_where_the_loss_falls_fastest_not_where_it_is_noisy(seed: int) -> None:
+    rates = np.logspace(-6, 0, 101)[:-1]
+    middle = -3.0  # of a fall over two decades; from 0.03 on it diverges, and falls back at times
+    fall = 0.5 / (1 + np.exp(-3 * (np.log10(rates) - middle)))
+    noise = np.random.default_rng(seed).normal(0, 0.05, 100)
+    losses = 0.9 - fall + noise + np.where(rates > 0.03, 2.0, 0) - np.where(rates > 0.3, 1.5, 0)
+    sums, averages = 0.0, []
+    for step, loss in enumerate(losses, 1):  # as Lightning averages them
+        sums = 0.98 * sums + 0.02 * loss
+        averages.append(sums / (1 - 0.98 ** (step + 1)))
+    raw = raw_losses(np.array(averages))
+    np.testing.assert_allclose(raw, losses)
+    found, _ = steepest(rates, raw)
+    assert found is not None
+    assert abs(np.log10(found) - middle) < 0.5
+
+
+@pytest.mark.parametrize("losses", [[], [0.5], [np.nan] * 9, np.linspace(0.5, 0.9, 30).tolist()])
+def test_a_loss_that_falls_nowhere_gives_no_rate(losses: list[float]) -> None:
+    assert steepest(np.logspace(-6, 0, len(losses)), np.array(losses))[0] is None
 
 
 def test_ctrl_c_while_the_rate_is_looked_for_ends_as_such(run_here: Train) -> None:

@@ -131,7 +131,8 @@ def decide_across(
         truth, scores = np.isin(labels, classes), scaled[:, classes].sum(axis=1)
         threshold = float(np.mean(chosen[question]))
         if np.isnan(threshold):
-            points[question] = {"threshold": threshold, "gap": "a fold has no such image"}
+            gap = "all such images are in one fold" if truth.any() else "there is no such image"
+            points[question] = {"threshold": threshold, "gap": gap}
             continue
         found = judgement.of_decisions(
             truth[known], scores[known], positive[question][known], lesions[known]

@@ -125,6 +125,9 @@ def ranking(
 ) -> tuple[np.ndarray, np.ndarray]:
     """AUROC (ties count half) and average precision (as scikit-learn defines it), float [R] each.
 
+    Both are NaN where all images, or none, have the condition; there scikit-learn's average
+    precision is 1 or 0, whatever the scores.
+
     Args:
         weights: float [R, N].
         truth: bool [N].
@@ -139,7 +142,8 @@ def ranking(
     pairs = (positive * (false_alarms[:, -1:] - false_alarms + negative / 2)).sum(axis=1)
     auroc = _ratio(pairs, hits[:, -1] * false_alarms[:, -1])
     precision = np.nan_to_num(_ratio(hits, hits + false_alarms))
-    return auroc, _ratio((positive * precision).sum(axis=1), hits[:, -1])
+    both = hits[:, -1] * (false_alarms[:, -1] > 0)
+    return auroc, _ratio((positive * precision).sum(axis=1), both)
 
 
 def calibration_error(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlops_project.data.identity import told_lesions
 from mlops_project.evaluation import bootstrap, measures, patients
 
 AGE_BANDS = (0, 30, 45, 60, 75, np.inf)  # years, from … up to, but not including
@@ -23,7 +24,7 @@ def attributes(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """What images are grouped by: for each attribute the group of each image, texts [N].
 
     Args:
-        table: lesion_id, age (years), sex, localization, dataset and dx_type.
+        table: image_id, lesion_id, age (years), sex, localization, dataset and dx_type.
     """
     patient = patients.cleaned(table)
     ages = patient["age"].to_numpy(dtype=float)
@@ -33,7 +34,9 @@ def attributes(table: pd.DataFrame) -> dict[str, np.ndarray]:
     counts = table.groupby("lesion_id")["lesion_id"].transform("size").to_numpy()
     found = {
         "age": np.where(np.isnan(ages), UNKNOWN, np.array(names)[band.clip(0, len(names) - 1)]),
-        "images_of_the_lesion": np.where(counts == 1, "one", "several"),
+        "images_of_the_lesion": np.where(
+            told_lesions(table).isna(), UNKNOWN, np.where(counts == 1, "one", "several")
+        ),
     }
     found |= {c: patient[c].fillna(UNKNOWN).to_numpy(dtype=str) for c in ("sex", "localization")}
     for column in ("dataset", "dx_type"):

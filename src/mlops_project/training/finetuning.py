@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from mlops_project.config import TrainingConfig
 from mlops_project.models.build import freeze, stages
@@ -33,6 +34,14 @@ def free_stages(epoch: int, count: int, settings: TrainingConfig) -> int:
     return count if reached == len(settings.unfreeze_schedule) else min(count, 1 + reached)
 
 
+def freeze_in(network: nn.Module, epoch: int, settings: TrainingConfig) -> int:
+    """Fixes and frees the stages of a network as in an epoch; how many of them learn."""
+    parts = stages(network)
+    free = free_stages(epoch, len(parts), settings)
+    freeze(network, [p for stage in parts[free:] for p in stage])
+    return free
+
+
 def freezes(settings: TrainingConfig) -> bool:
     """Whether any part of the network is fixed in any epoch."""
     return settings.freeze_backbone_epochs > 0 or settings.progressive_unfreezing
@@ -52,10 +61,8 @@ class Unfreezing(Callback):
         self._apply(trainer, pl_module)
 
     def _apply(self, trainer: pl.Trainer, module: Any) -> None:
-        parts = stages(module.network)
-        free = free_stages(trainer.current_epoch, len(parts), self.settings)
-        freeze(module.network, [p for stage in parts[free:] for p in stage])
-        if free > 1 or len(parts) == 1:
+        free = freeze_in(module.network, trainer.current_epoch, self.settings)
+        if free > 1 or len(stages(module.network)) == 1:
             module.features = None
         elif not self._tried:
             self._tried = True

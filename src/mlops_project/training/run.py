@@ -222,11 +222,11 @@ def _finish(
         draw_curves(rows, folder / "curves.png", title)
         speed, seconds = parts.speed.summary(), parts.keeper.seconds
         row = summary.summary_row(config, prepared.auto, data, result, len(rows), seconds, speed)
-        summary.write_results(row, folder)
-        (folder / folders.PREVIOUS).unlink(missing_ok=True)
-        try:
+        try:  # before the run counts as done: whoever goes on with it adds the row again
             folders.add_to_summary(row)
         except (OSError, csv.Error) as error:
             log.warning("%s: this run's row could not be added (%s)", folders.SUMMARY, error)
+        summary.write_results(row, folder)
+        (folder / folders.PREVIOUS).unlink(missing_ok=True)
         summary.report(config, prepared.built, data, result, speed, prepared.log_path)
     return result

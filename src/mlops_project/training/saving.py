@@ -193,8 +193,8 @@ class Checkpoints(Checkpoint):
                     trainer.current_epoch + 1,
                 )
         kept = self._ranked(candidates)[: options.save_top_k]
+        self.best = {n: v for n, v in candidates.items() if n in kept}
         if name in kept:
-            self.best = {n: v for n, v in candidates.items() if n in kept}
             self._save(trainer, name)
             if not self.options.save_last and self.folder is not None:
                 # Left by an interruption, and now behind.

@@ -27,6 +27,7 @@ from mlops_project.errors import (
 )
 from mlops_project.files import save_figure
 from mlops_project.models.build import BuiltModel
+from mlops_project.training.finetuning import freeze_in
 from mlops_project.training.module import build_module
 from mlops_project.training.presets import device_type
 from mlops_project.training.processes import is_first, tell
@@ -36,6 +37,8 @@ log = logging.getLogger("mlops_project")
 
 # The range and the number of steps of the test: Smith, Cyclical Learning Rates, WACV 2017.
 SMALLEST_RATE, LARGEST_RATE, STEPS = 1e-6, 1.0, 100
+LIGHTNINGS_BETA = 0.98  # of the moving average that Lightning's range test makes of the losses
+SMOOTHING = 5.0  # steps: of the Gaussian that takes its place, which does not lag behind
 SMALLEST_BATCH, LARGEST_BATCH = 8, 1024
 # Environment: what the first process has found.
 FOUND_RATE, FOUND_BATCH = "MLOPS_PROJECT_LEARNING_RATE", "MLOPS_PROJECT_BATCH_SIZE"
@@ -62,7 +65,8 @@ def find_learning_rate(
 ) -> float:
     """Raises the learning rate from step to step, and takes the one where the loss falls fastest.
 
-    The network is left as it was; `folder/learning_rate.png` shows loss against rate.
+    What learns in the first epoch does so, with one rate for all stages. The network is left as it
+    was; `folder/learning_rate.png` shows loss against rate.
 
     Args:
         config, built, data: of the run.
@@ -84,11 +88,15 @@ def find_learning_rate(
     module = build_module(
         trial, dataclasses.replace(built, network=copy.deepcopy(built.network)), data
     )
+    freeze_in(module.network, 0, config.training)
     trainer = pl.Trainer(
         accelerator=config.training.accelerator,
         devices=1,
         precision=lightning_precision(config.training),
         max_epochs=1000,
+        accumulate_grad_batches=config.training.accumulate_grad_batches,
+        gradient_clip_val=config.training.gradient_clip_val,
+        gradient_clip_algorithm=config.training.gradient_clip_algorithm,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -108,25 +116,76 @@ def find_learning_rate(
         )
     except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first
         raise Interrupted(*interrupted_by(signal_arrived())) from None
-    rate = finder.suggestion() if finder is not None else None
-    if finder is None or rate is None:
+    assert finder is not None  # it is None for a trainer's trial run alone
+    rates, losses = np.array(finder.results["lr"]), raw_losses(np.array(finder.results["loss"]))
+    rate, smoothed = steepest(rates, losses)
+    if rate is None:
         raise ProjectError(
             "training.learning_rate=auto: the loss fell at no rate; name one, such as 0.0003"
         )
-    _draw(np.array(finder.results["lr"]), np.array(finder.results["loss"]), rate, folder)
+    _draw(rates[: len(smoothed)], losses[: len(smoothed)], smoothed, rate, folder)
     log.info("learning rate found: %.3g (%s)", rate, folder / "learning_rate.png")
-    tell(FOUND_RATE, repr(float(rate)))
-    return float(rate)
+    tell(FOUND_RATE, repr(rate))
+    return rate
 
 
-def _draw(rates: np.ndarray, losses: np.ndarray, chosen: float, folder: Path) -> None:
+def raw_losses(averages: np.ndarray) -> np.ndarray:
+    """The loss of each step from the averages that Lightning's range test keeps, float64 [S].
+
+    Its average lags by half of the test; and in its correction for the start the power is one too
+    large, so that the curve rises from half of the first loss.
+    """
+    steps = np.arange(1, len(averages) + 1)
+    sums = averages * (1 - LIGHTNINGS_BETA ** (steps + 1))
+    before = np.concatenate([[0.0], sums[:-1]])
+    return (sums - LIGHTNINGS_BETA * before) / (1 - LIGHTNINGS_BETA)
+
+
+def steepest(rates: np.ndarray, losses: np.ndarray) -> tuple[float | None, np.ndarray]:
+    """The rate at which the loss falls fastest, over the logarithm of the rate.
+
+    Over the rate itself, as Lightning takes it, the slope of mere noise at the smallest rates
+    exceeds all others.
+
+    Args:
+        rates: of each step, rising; losses: float [S].
+
+    Returns:
+        The rate, None where the loss falls nowhere; and the smoothed losses up to the first one
+        that is not finite.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    finite = np.isfinite(losses)
+    count = len(losses) if finite.all() else int(finite.argmin())
+    if count < 2:
+        return None, losses[:count]
+    smoothed = gaussian_filter1d(losses[:count], SMOOTHING, mode="nearest")
+    # It may fall steeply, too, after it has risen by half of all that it fell: from the heights to
+    # which rates that are too large have thrown it.
+    risen = smoothed - np.minimum.accumulate(smoothed) > (smoothed[0] - smoothed.min()) / 2
+    lowest = int(smoothed[: int(risen.argmax()) or count].argmin())
+    if lowest == 0:
+        return None, smoothed
+    slope = np.gradient(smoothed, np.log(rates[:count]))[: lowest + 1]
+    return float(rates[slope.argmin()]), smoothed
+
+
+def _draw(
+    rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, chosen: float, folder: Path
+) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.semilogx(rates, losses)
+    axes.semilogx(rates, losses, ".", color="0.7")
+    axes.semilogx(rates, smoothed)
     axes.axvline(chosen, color="tab:red", label=f"chosen: {chosen:.3g}")
-    axes.set(xlabel="learning rate", ylabel="smoothed training loss")
+    axes.set(
+        xlabel="learning rate",
+        ylabel="training loss, and smoothed",
+        ylim=(0, 2 * losses[:10].mean()),
+    )
     axes.legend()
     save_figure(figure, folder / "learning_rate.png")
 

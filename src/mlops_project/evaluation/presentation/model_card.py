@@ -70,7 +70,7 @@ def _data(facts: dict[str, Any]) -> str:
     if facts.get("synthetic"):
         return "synthetic images"
     name = Path(str(facts.get("data_dir") or "images")).name
-    return "HAM10000" if name.lower().startswith("ham10000") else name
+    return "HAM10000" if name.lower() == "ham10000" else name
 
 
 def _weights(facts: dict[str, Any]) -> str:

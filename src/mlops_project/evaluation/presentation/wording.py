@@ -82,7 +82,7 @@ def warnings(facts: dict[str, Any]) -> list[str]:
     elif status != "clean":
         found.append(sentence or "Whether images of the training are among these is unknown.")
     chose = get(facts, "leaks", "n_shared_with_validation")
-    if facts.get("split") in ("val", "out-of-fold") or (chose and facts.get("split") != "all"):
+    if facts.get("split") in ("val", "out-of-fold") or chose:
         found.append(
             "There are validation images among these, which chose the best epoch: on images that "
             "had no say in the training the model does worse."
