@@ -143,7 +143,20 @@ def test_a_fold_s_decisions_are_fitted_on_the_other_folds() -> None:
         assert known["accuracy"]["value"] == pytest.approx((truth == answers).mean())
     point = facts["operating_points"]["melanoma"]
     assert point["evaluated"]["sensitivity"]["value"] == pytest.approx(hits / found)
+    melanomas = [int((table["y_true"][folds != fold] == "mel").sum()) for fold in range(3)]
+    assert point["chosen_by"] == min(melanomas)
     assert "prediction_sets" not in facts
+
+
+def test_a_threshold_that_few_images_have_chosen_is_told() -> None:
+    table = make_predictions(200, 2)
+    malignant = np.flatnonzero(table["y_true"] == "malignant")
+    for count in (4, 5):
+        validation = table.drop(index=malignant[count:].tolist()).reset_index(drop=True)
+        facts, _ = decisions.decide(list(BINARY), validation, table, 0.9, np.zeros(2))
+        assert facts["operating_points"]["malignant"]["chosen_by"] == count
+        told = operating_points.undecided(facts)
+        assert ("the threshold for malignant was chosen by 4 images" in str(told)) == (count == 4)
 
 
 def test_a_fold_s_temperature_that_was_not_found_is_told() -> None:

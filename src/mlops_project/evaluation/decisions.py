@@ -108,6 +108,7 @@ def decide_across(
     asked = questions(names)
     positive = {question: np.zeros(len(labels), dtype=bool) for question in asked}
     chosen: dict[str, list[float]] = {question: [] for question in asked}
+    having_it: dict[str, list[int]] = {question: [] for question in asked}  # that one is chosen by
     for number in numbers:
         own, others = folds == number, (folds != number) & known
         temperature, offsets, weights = calibration.fit(
@@ -123,6 +124,7 @@ def decide_across(
                 truth[others], scores[others], sensitivity
             )
             chosen[question].append(threshold)
+            having_it[question].append(int(truth[others].sum()))
             positive[question][own] = scores[own] >= threshold
     if not known.any():
         return {}, scaled
@@ -137,7 +139,11 @@ def decide_across(
         found = judgement.of_decisions(
             truth[known], scores[known], positive[question][known], lesions[known]
         )
-        points[question] = {"target_sensitivity": sensitivity, "threshold": threshold} | found
+        points[question] = {
+            "target_sensitivity": sensitivity,
+            "threshold": threshold,
+            "chosen_by": min(having_it[question]),
+        } | found
     temperature, offsets, weights = (np.mean(part, axis=0) for part in zip(*fitted, strict=True))
     facts = {
         "calibration": {

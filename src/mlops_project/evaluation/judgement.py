@@ -87,6 +87,7 @@ def operating_point(
     return {
         "target_sensitivity": sensitivity,
         "threshold": threshold,
+        "chosen_by": int(validation[0].sum()),
         "validation": {name: float(value[0]) for name, value in before.items()},
     } | of_decisions(truth, scores, scores >= threshold, lesions)
 

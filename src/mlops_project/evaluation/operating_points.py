@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mlops_project.evaluation.subgroups import FEWEST_OF_A_KIND
+
 THRESHOLDS = np.arange(0.05, 0.96, 0.05)  # of the decision curve
 
 MISSING = {  # why a value does not exist
@@ -35,12 +37,17 @@ def choose_threshold(truth: np.ndarray, scores: np.ndarray, sensitivity: float) 
 
 
 def undecided(facts: dict[str, Any]) -> list[str]:
-    """Which values of the entry operating_points of `facts` do not exist, in sentences."""
+    """What of the entry operating_points of `facts` does not exist or hold, in sentences."""
     sentences = []
     for question, point in facts.get("operating_points", {}).items():
         if "gap" in point:
             sentences.append(f"no threshold for {question}: {point['gap']}")
             continue
+        if point["chosen_by"] < FEWEST_OF_A_KIND:
+            sentences.append(
+                f"the threshold for {question} was chosen by {point['chosen_by']} images that have "
+                "it: it is not to be relied on"
+            )
         sentences += [
             f"{question}: {why}"
             for name, why in MISSING.items()
