@@ -147,11 +147,11 @@ def read_rows(path: Path, layout: str, folder: Path, *, unlabelled: bool = False
         rows = _read_challenge(path, folder, unlabelled)
     else:
         rows = _read_metadata(path, unlabelled)
-        unnamed = int((rows["image_id"] == "").sum())
-        if unnamed:
-            raise InputError(
-                f"{path}: {unnamed} rows have no image_id\nName their images, or remove them."
-            )
+    unnamed = int((rows["image_id"] == "").sum())
+    if unnamed:
+        raise InputError(
+            f"{path}: {unnamed} rows have no image_id\nName their images, or remove them."
+        )
     rows["lesion_id"] = spelled_alike(rows["lesion_id"])
     return rows
 
@@ -193,7 +193,8 @@ def _read_metadata(path: Path, unlabelled: bool) -> pd.DataFrame:
     _require(raw, ("image_id", "dx"), path)
     raw = raw[(raw != "").any(axis=1)]  # a spreadsheet may leave empty rows at the end
     names = raw["image_id"].str.replace(r"^.*[/\\]", "", regex=True)  # of files, maybe in folders
-    paths = without_ending(raw["image_id"]).map(image_key)
+    paths = without_ending(raw["image_id"]).map(image_key).str.replace("\\", "/")
+    paths = paths.str.removeprefix("./")
     several = paths.groupby(without_ending(names).map(image_key)).nunique() > 1
     if several.any():
         raise InputError(
@@ -296,6 +297,6 @@ def without_doubles(table: pd.DataFrame) -> pd.DataFrame:
         raise InputError(
             f"{len(names)} image ids occur in several, different rows: "
             f"{', '.join(map(printable, names[:5]))}\n"
-            "Keep one row for each image,"
+            "Keep one row for each image, and rename files that differ by their ending alone."
         )
     return table.reset_index(drop=True)

@@ -154,11 +154,12 @@ def audit(
     trained = [part[part["split"] == "train"] for part in parts]
     same_image = _same_image(evaluated["image_id"], trained, asked)
     folder = evaluated if folder is None else folder
-    same_lesion = _same_lesion(evaluated, folder, parts, "train", asked)
+    now = told_lesions(folder)
+    told = _of_evaluated(now, folder, evaluated)
+    same_lesion = _same_lesion(told, now, folder, parts, "train", asked)
     if training is not None:  # the table may have been corrected since
-        told = _told(evaluated, folder)
-        now = [told.isin(training.lesion_id[own]) for own in training.trained]
-        same_lesion |= (np.stack(now) & asked & told.notna()).any(axis=0)
+        again = [told.isin(training.lesion_id[own]) for own in training.trained]
+        same_lesion |= (np.stack(again) & asked & told.notna()).any(axis=0)
     direct = same_image | same_lesion
     trained_ids = set(pd.concat(trained)["image_id"].map(image_key))
     missing, near = len(trained_ids), pd.DataFrame(columns=list(NEAR))
@@ -236,7 +237,9 @@ def chosen_by(
     parts = [pd.DataFrame(split) for split in seen]
     validated = [part[part["split"] == "val"] for part in parts]
     found = _same_image(evaluated["image_id"], validated, asked)
-    return found | _same_lesion(evaluated, folder, parts, "val", asked)
+    now = told_lesions(folder)
+    told = _of_evaluated(now, folder, evaluated)
+    return found | _same_lesion(told, now, folder, parts, "val", asked)
 
 
 def _same_image(image_ids: pd.Series, parts: list[pd.DataFrame], asked: np.ndarray) -> np.ndarray:
@@ -246,7 +249,8 @@ def _same_image(image_ids: pd.Series, parts: list[pd.DataFrame], asked: np.ndarr
 
 
 def _same_lesion(
-    evaluated: pd.DataFrame,
+    told: pd.Index,
+    now: pd.Series,
     folder: pd.DataFrame,
     seen: list[pd.DataFrame],
     split: str,
@@ -255,8 +259,12 @@ def _same_lesion(
     """Which images show a lesion of this split of a model that is asked about them, bool [N].
 
     By what the run's table told of lesions, and by what this folder's tells of the run's images.
+
+    Args:
+        told, now: `told_lesions` of the evaluated images, and of all of their folder.
+        folder, seen, asked: as for `audit`.
+        split: "train" or "val".
     """
-    told, now = _told(evaluated, folder), told_lesions(folder)
     found = []
     for run in seen:
         own = run["split"] == split
@@ -266,10 +274,9 @@ def _same_lesion(
     return (np.stack(found) & asked).any(axis=0)
 
 
-def _told(evaluated: pd.DataFrame, folder: pd.DataFrame) -> pd.Index:
-    """`told_lesions` of the evaluated images among all of their folder."""
-    told = told_lesions(folder).set_axis(folder["image_id"])
-    return pd.Index(told.reindex(evaluated["image_id"]))
+def _of_evaluated(now: pd.Series, folder: pd.DataFrame, evaluated: pd.DataFrame) -> pd.Index:
+    """Of `told_lesions` of a folder those of the evaluated images."""
+    return pd.Index(now.set_axis(folder["image_id"]).reindex(evaluated["image_id"]))
 
 
 def _sentence(facts: dict[str, Any], images: int, ways: str) -> str:

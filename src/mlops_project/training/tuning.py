@@ -65,8 +65,8 @@ def find_learning_rate(
 ) -> float:
     """Raises the learning rate from step to step, and takes the one where the loss falls fastest.
 
-    What learns in the first epoch does so, with one rate for all stages. The network is left as it
-    was; `folder/learning_rate.png` shows loss against rate.
+    What learns in the first epoch does so, with one rate for all stages and a step for each batch.
+    The network is left as it was; `folder/learning_rate.png` shows loss against rate.
 
     Args:
         config, built, data: of the run.
@@ -83,7 +83,13 @@ def find_learning_rate(
     assert folder is not None
     trial = dataclasses.replace(
         config,
-        training=dataclasses.replace(config.training, learning_rate=SMALLEST_RATE, compile=False),
+        training=dataclasses.replace(
+            config.training,
+            learning_rate=SMALLEST_RATE,
+            compile=False,
+            accumulate_grad_batches=1,
+            limit_train_batches=None,
+        ),
     )
     module = build_module(
         trial, dataclasses.replace(built, network=copy.deepcopy(built.network)), data
@@ -94,7 +100,6 @@ def find_learning_rate(
         devices=1,
         precision=lightning_precision(config.training),
         max_epochs=1000,
-        accumulate_grad_batches=config.training.accumulate_grad_batches,
         gradient_clip_val=config.training.gradient_clip_val,
         gradient_clip_algorithm=config.training.gradient_clip_algorithm,
         logger=False,
@@ -160,7 +165,9 @@ def steepest(rates: np.ndarray, losses: np.ndarray) -> tuple[float | None, np.nd
     count = len(losses) if finite.all() else int(finite.argmin())
     if count < 2:
         return None, losses[:count]
-    smoothed = gaussian_filter1d(losses[:count], SMOOTHING, mode="nearest")
+    # How high it flies where it diverges does not matter, and would blur what comes before.
+    bounded = np.minimum(losses[:count], 2 * losses[:10].mean())
+    smoothed = gaussian_filter1d(bounded, SMOOTHING, mode="nearest")
     # It may fall steeply, too, after it has risen by half of all that it fell: from the heights to
     # which rates that are too large have thrown it.
     risen = smoothed - np.minimum.accumulate(smoothed) > (smoothed[0] - smoothed.min()) / 2

@@ -30,7 +30,7 @@ MISSING = {  # why there may be no value
     "npv": "every image was taken for the class",
     "f1_score": "no image of the class, and none taken for it",
     "auroc": "needs images of the class and of others",
-    "average_precision": "no image of the class",
+    "average_precision": "needs images of the class and of others",
 }
 NO_VALUE = "not known, or not defined for these images"
 NO_INTERVAL = "resampling the lesions gives no interval"
