@@ -89,7 +89,12 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
     if "calibration" not in facts:
         return
     where = "the other folds" if "folds" in facts["calibration"] else "validation"
-    table = Table(title=f"thresholds of calibrated probabilities, chosen on {where}", box=SIMPLE)
+    table = Table(
+        title=f"thresholds of calibrated probabilities, chosen on {where}",
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in ("question", "threshold", "sensitivity", "specificity", "PPV", "NPV"):
         table.add_column(column, justify="left" if column == "question" else "right")
     known, with_patients = facts["calibration"], facts.get("with_patient_data", {})
