@@ -372,6 +372,14 @@ def test_a_loss_that_falls_nowhere_gives_no_rate(losses: list[float]) -> None:
     assert steepest(np.logspace(-6, 0, len(losses)), np.array(losses))[0] is None
 
 
+def test_what_comes_before_a_loss_that_is_not_finite_tells_the_rate() -> None:
+    losses = np.array([0.9, 0.9, 0.8, 0.5, 0.4, 0.4, np.nan, 0.1])
+    rate, smoothed = steepest(np.logspace(-6, 0, 8), losses)
+    assert rate is not None
+    assert rate < 1e-1
+    assert len(smoothed) == 6
+
+
 def test_ctrl_c_while_the_rate_is_looked_for_ends_as_such(run_here: Train) -> None:
     asked = []
 

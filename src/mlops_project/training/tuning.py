@@ -166,7 +166,7 @@ def steepest(rates: np.ndarray, losses: np.ndarray) -> tuple[float | None, np.nd
     if count < 2:
         return None, losses[:count]
     # How high it flies where it diverges does not matter, and would blur what comes before.
-    bounded = np.minimum(losses[:count], 2 * losses[:10].mean())
+    bounded = np.minimum(losses[:count], 2 * losses[: min(count, 10)].mean())
     smoothed = gaussian_filter1d(bounded, SMOOTHING, mode="nearest")
     # It may fall steeply, too, after it has risen by half of all that it fell: from the heights to
     # which rates that are too large have thrown it.
