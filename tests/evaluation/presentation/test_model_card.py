@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
+from mlops_project.evaluation.presentation import wording
 from mlops_project.evaluation.presentation.model_card import write_model_card
 from tests.evaluation.conftest import Example
 from tests.evaluation.presentation.examples import with_hostile_names, without_numbers
@@ -75,6 +76,28 @@ def test_of_other_images_nothing_is_told_that_holds_for_ham10000(
     for words in ("Austria", "CC BY-NC", "Tschandl"):
         assert words not in text
     assert "licences of the images it was trained on" in text
+
+
+@pytest.mark.parametrize(("folder", "told"), [("ham10000", "HAM10000"), ("ham10000_test", None)])
+def test_only_the_folder_of_ham10000_is_called_so(
+    folder: str, told: str | None, example: Example, tmp_path: Path
+) -> None:
+    facts, predictions = example
+    own = facts | {"synthetic": False, "data_dir": f"/data/{folder}"}
+    head, _ = checked(write_model_card(own, tmp_path, predictions))
+    assert head["model-index"][0]["results"][0]["dataset"]["name"] == (told or folder)
+
+
+@pytest.mark.parametrize("split", ["all", "test", "val"])
+def test_images_that_chose_the_epoch_are_warned_of_in_any_split(
+    split: str, example: Example
+) -> None:
+    facts = example[0]
+    facts["split"] = split
+    for count in (0, 3):
+        facts["leaks"] |= {"status": "clean", "n_shared_with_validation": count}
+        told = any("chose the best epoch" in text for text in wording.warnings(facts))
+        assert told == (count > 0 or split == "val")
 
 
 def test_whatever_is_missing_the_card_is_whole(example: Example, tmp_path: Path) -> None:
