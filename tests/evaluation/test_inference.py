@@ -193,6 +193,29 @@ def test_abstention_judges_the_answers_that_are_given(
     assert 1 - facts["metrics"]["accuracy"]["value"] == pytest.approx(wrong)
 
 
+def test_a_threshold_is_compared_with_the_columns_that_are_told(
+    seven: Path, working_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(working_folder)
+    facts = evaluate(seven, output=tmp_path)
+    table = read(tmp_path)
+    classes = {"malignant": ["akiec", "bcc", "mel"], "melanoma": ["mel"]}
+    for kind, of in (("calibrated", facts), ("with_patient_data", facts["with_patient_data"])):
+        assert set(of["operating_points"]) == set(classes)
+        for question, point in of["operating_points"].items():
+            assert point["applies_to"] == [f"{kind}_{name}" for name in classes[question]]
+            positive = table[point["applies_to"]].sum(axis=1) >= point["threshold"] - 1e-9
+            truth = table["y_true"].isin(classes[question])
+            for name, expected in (
+                ("sensitivity", positive[truth].mean()),
+                ("specificity", 1 - positive[~truth].mean()),
+            ):
+                assert point["evaluated"][name]["value"] == pytest.approx(expected)
+        for name in ("report.html", "MODEL_CARD.md"):
+            told = f"sum of {kind}_akiec, {kind}_bcc and {kind}_mel"
+            assert told in (tmp_path / name).read_text()
+
+
 def test_images_without_a_diagnosis_are_predicted(
     checkpoint: Path, tmp_path: Path, demo_folder: Path
 ) -> None:

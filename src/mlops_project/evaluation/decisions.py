@@ -10,7 +10,12 @@ import pandas as pd
 
 from mlops_project.data.diagnoses import questions
 from mlops_project.evaluation import calibration, judgement, operating_points, patients
-from mlops_project.evaluation.predictions_table import arrays
+from mlops_project.evaluation.predictions_table import (
+    CALIBRATED,
+    WITH_PATIENTS,
+    arrays,
+    columns_of,
+)
 
 COVERAGES = (0.9, 0.95)
 
@@ -63,6 +68,7 @@ def decide(
                 (np.isin(labels, positive), scaled[:, positive].sum(axis=1)),
                 lesions,
                 sensitivity,
+                _summed(names, positive, with_patients),
             )
             for question, positive in questions(names).items()
         },
@@ -143,6 +149,7 @@ def decide_across(
             "target_sensitivity": sensitivity,
             "threshold": threshold,
             "chosen_by": min(having_it[question]),
+            "applies_to": _summed(names, classes, with_patients),
         } | found
     temperature, offsets, weights = (np.mean(part, axis=0) for part in zip(*fitted, strict=True))
     facts = {
@@ -167,6 +174,12 @@ def _features(with_patients: bool, *tables: pd.DataFrame) -> tuple[list[str], li
         return [], [np.empty((len(table), 0)) for table in tables]
     found = patients.features(*tables)
     return found[0].columns.tolist(), [features.to_numpy() for features in found]
+
+
+def _summed(names: list[str], classes: list[int], with_patients: bool) -> list[str]:
+    """The columns of predictions.csv whose sum a threshold is compared with."""
+    kind = WITH_PATIENTS if with_patients else CALIBRATED
+    return columns_of([names[k] for k in classes], kind)
 
 
 def _fitted(

@@ -29,7 +29,12 @@ from mlops_project.evaluation import (
 from mlops_project.evaluation.decisions import decide, decide_across
 from mlops_project.evaluation.images import Images, reopen
 from mlops_project.evaluation.inference import Predictions, embed, predict
-from mlops_project.evaluation.predictions_table import CALIBRATED, PROBABILITY, columns_of
+from mlops_project.evaluation.predictions_table import (
+    CALIBRATED,
+    PROBABILITY,
+    WITH_PATIENTS,
+    columns_of,
+)
 from mlops_project.evaluation.trained_model import TrainedModel
 from mlops_project.printable import first_line
 
@@ -119,7 +124,7 @@ def _add_patients(
         both = probabilities[known], alone[known]
         decided["difference"] = judgement.difference(names, table[known], *both, prior)
         facts["with_patient_data"] = decided
-    table[columns_of(names, "with_patient_data")] = probabilities
+    table[columns_of(names, WITH_PATIENTS)] = probabilities
 
 
 def add_abstention(facts: dict[str, Any], names: list[str], labelled: pd.DataFrame) -> None:

@@ -75,8 +75,12 @@ def operating_point(
     evaluated: tuple[np.ndarray, np.ndarray],
     lesions: np.ndarray,
     sensitivity: float,
+    columns: list[str],
 ) -> dict[str, Any]:
-    """A threshold of the validation's scores, and what it comes to; pairs of truth and scores."""
+    """A threshold of the validation's scores, and what it comes to; pairs of truth and scores.
+
+    The scores are the sum of these columns of predictions.csv.
+    """
     threshold = operating_points.choose_threshold(*validation, sensitivity)
     if np.isnan(threshold):
         return {"threshold": threshold, "gap": "no such image in validation"}
@@ -89,6 +93,7 @@ def operating_point(
         "threshold": threshold,
         "chosen_by": int(validation[0].sum()),
         "validation": {name: float(value[0]) for name, value in before.items()},
+        "applies_to": columns,
     } | of_decisions(truth, scores, scores >= threshold, lesions)
 
 
@@ -103,7 +108,6 @@ def of_decisions(
         return {"auroc": auroc, "average_precision": average_precision}
 
     return {
-        "applies_to": "calibrated probability",
         "evaluated": bootstrap.with_intervals(
             lesions,
             lambda weights: measures.binary(weights, truth, positive),

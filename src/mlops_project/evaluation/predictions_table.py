@@ -9,7 +9,8 @@ import pandas as pd
 
 from mlops_project.data.diagnoses import class_names, malignant_classes
 
-PROBABILITY, CALIBRATED = "probability", "calibrated"  # kinds of columns, one for each class
+# Kinds of columns, one for each class
+PROBABILITY, CALIBRATED, WITH_PATIENTS = "probability", "calibrated", "with_patient_data"
 
 
 def classes_of(predictions: pd.DataFrame) -> list[str]:

@@ -14,7 +14,13 @@ import pandas as pd
 
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.evaluation.presentation import rendering, wording
-from mlops_project.evaluation.presentation.reading import class_names, get, metric, present
+from mlops_project.evaluation.presentation.reading import (
+    class_names,
+    get,
+    metric,
+    operating_points,
+    present,
+)
 from mlops_project.evaluation.presentation.summary import largest_gap, summary
 from mlops_project.metrics import label
 
@@ -48,6 +54,7 @@ def write_model_card(facts: dict[str, Any], folder: Path, predictions: pd.DataFr
     names = class_names(facts, predictions)
     values = {
         "facts": known,
+        "points": operating_points(known),
         "settings": known.get("settings") or {},
         "name": f"{facts.get('model') or 'unnamed'} {variant or ''}".strip(),
         "names": names,

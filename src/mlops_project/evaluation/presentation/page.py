@@ -16,7 +16,13 @@ from PIL import Image, UnidentifiedImageError
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.evaluation.presentation import rendering, wording
 from mlops_project.evaluation.presentation.pictures import Picture
-from mlops_project.evaluation.presentation.reading import class_names, flat, get, present
+from mlops_project.evaluation.presentation.reading import (
+    class_names,
+    flat,
+    get,
+    operating_points,
+    present,
+)
 from mlops_project.evaluation.presentation.summary import largest_gap, summary
 
 PHOTOGRAPH_QUALITY = 85  # of 100, where nothing of a dermoscopic picture is seen to change
@@ -53,8 +59,10 @@ def write_page(
         The page.
     """
     names = class_names(facts, predictions)
+    known = present(facts)
     values = page_frame() | {
-        "facts": present(facts),
+        "facts": known,
+        "points": operating_points(known),
         "names": names,
         "diagnoses": DIAGNOSES,
         "counts": _predicted(predictions, names),

@@ -68,6 +68,14 @@ def flat(settings: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+def operating_points(facts: dict[str, Any]) -> dict[str, Any]:
+    """Thresholds and what they come to, by question: of the image alone, then with patient data."""
+    with_patients = get(facts, "with_patient_data", "operating_points") or {}
+    return dict(facts.get("operating_points") or {}) | {
+        f"{question}, with patient data": point for question, point in with_patients.items()
+    }
+
+
 def class_names(facts: dict[str, Any], predictions: pd.DataFrame) -> list[str]:
     """The names of the K classes, in the order of the probabilities."""
     columns = classes_of(predictions)

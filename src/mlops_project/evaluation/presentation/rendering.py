@@ -23,6 +23,7 @@ from mlops_project.evaluation.presentation.wording import (
     MISSING,
     NO_INTERVAL,
     NO_VALUE,
+    summed,
 )
 from mlops_project.files import atomic_write
 from mlops_project.metrics import label
@@ -66,6 +67,7 @@ def _environment(finalize: Callable[[Any], Any]) -> jinja2.Environment:
         "label": _label,
         "listed": _listed,
         "quoted": _quoted,
+        "summed": summed,
     }
     environment.globals |= {
         "LISTED": LISTED,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from mlops_project.data.diagnoses import questions
 from mlops_project.evaluation.decisions import COVERAGES
 from mlops_project.evaluation.presentation.reading import (
     Labelled,
@@ -16,7 +17,7 @@ from mlops_project.evaluation.presentation.reading import (
     metric,
     number,
 )
-from mlops_project.evaluation.presentation.wording import by_chance, of_100
+from mlops_project.evaluation.presentation.wording import by_chance, joined, of_100
 from mlops_project.evaluation.subgroups import FEWEST_OF_A_KIND
 from mlops_project.metrics import label
 
@@ -32,8 +33,8 @@ def summary(facts: dict[str, Any], predictions: pd.DataFrame) -> dict[str, str]:
     images = labelled(facts, predictions)
     found = {
         "Right answers": _answers(facts, names),
-        "Malignant lesions": _findings(facts, images, "malignant"),
-        "Melanomas": _findings(facts, images, "melanoma"),
+        "Malignant lesions": _findings(facts, names, images, "malignant"),
+        "Melanomas": _findings(facts, names, images, "melanoma"),
         "How sure it is": _calibration(facts, images),
         "Where it may name several classes": _sets(facts),
         "Where it may leave images to a person": _abstention(facts),
@@ -83,7 +84,9 @@ def _answers(facts: dict[str, Any], names: list[str]) -> str:
     return text + " right."
 
 
-def _findings(facts: dict[str, Any], images: Labelled | None, question: str) -> str:
+def _findings(
+    facts: dict[str, Any], names: list[str], images: Labelled | None, question: str
+) -> str:
     """How many it finds at the threshold or, where there is none, by the most probable class."""
     of, rest, name = QUESTIONS[question]
     point = get(facts, "operating_points", question)
@@ -92,7 +95,9 @@ def _findings(facts: dict[str, Any], images: Labelled | None, question: str) -> 
     how = f"at the threshold chosen on the {where}"
     threshold = number(get(point, "threshold"))
     if not math.isnan(threshold):
-        how += f" (a calibrated probability of {100 * threshold:.0f} %)"
+        classes = [names[k] for k in questions(names).get(question, [])]
+        together = f", {joined(classes)} together" if len(classes) > 1 else ""
+        how += f" (a calibrated probability of {100 * threshold:.0f} %{together})"
     if math.isnan(found["sensitivity"][0]):
         own, ci95 = (get(facts, key, name) for key in ("per_class", "per_class_ci95"))
         found = {n: metric({"value": get(own, n), "ci95": get(ci95, n)}) for n in found}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mlops_project.evaluation.presentation.reading import operating_points
 from mlops_project.evaluation.presentation.wording import by_chance
 from mlops_project.metrics import label
 
@@ -98,11 +99,7 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
     for column in ("question", "threshold", "sensitivity", "specificity", "PPV", "NPV"):
         table.add_column(column, justify="left" if column == "question" else "right")
     known, with_patients = facts["calibration"], facts.get("with_patient_data", {})
-    points = facts["operating_points"] | {
-        f"{question}, with patient data": point
-        for question, point in with_patients.get("operating_points", {}).items()
-    }
-    for question, point in points.items():
+    for question, point in operating_points(facts).items():
         if "gap" in point:
             table.add_row(question, point["gap"])
             continue

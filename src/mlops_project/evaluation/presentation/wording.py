@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from mlops_project.evaluation.presentation.reading import get, number
@@ -53,6 +54,19 @@ def of_100(value: float, low: float = math.nan, high: float = math.nan) -> str:
     if math.isnan(low) or math.isnan(high) or low == high:  # all resamples alike tell nothing
         return count
     return f"{count} (95 % interval {100 * low:.0f} to {100 * high:.0f})"
+
+
+def joined(names: Sequence[str]) -> str:
+    """A list within a sentence: a, b and c."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def summed(columns: Sequence[str] | None) -> str:
+    """What a threshold is compared with, by its `applies_to`; empty where that is missing."""
+    if not columns:
+        return ""
+    return f"sum of {joined(columns)}" if len(columns) > 1 else columns[0]
 
 
 def by_chance(gap: Any) -> str:
