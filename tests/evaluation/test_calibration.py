@@ -153,10 +153,11 @@ def test_a_threshold_that_few_images_have_chosen_is_told() -> None:
     malignant = np.flatnonzero(table["y_true"] == "malignant")
     for count in (4, 5):
         validation = table.drop(index=malignant[count:].tolist()).reset_index(drop=True)
-        facts, _ = decisions.decide(list(BINARY), validation, table, 0.9, np.zeros(2))
-        assert facts["operating_points"]["malignant"]["chosen_by"] == count
-        told = operating_points.undecided(facts)
-        assert ("the threshold for malignant was chosen by 4 images" in str(told)) == (count == 4)
+        for asked in (table, table.assign(y_true="")):
+            facts, _ = decisions.decide(list(BINARY), validation, asked, 0.9, np.zeros(2))
+            assert facts["operating_points"]["malignant"]["chosen_by"] == count
+            told = str(operating_points.undecided(facts))
+            assert ("the threshold for malignant was chosen by 4 images" in told) == (count == 4)
 
 
 def test_a_fold_s_temperature_that_was_not_found_is_told() -> None:

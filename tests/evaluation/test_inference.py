@@ -232,6 +232,43 @@ def test_images_without_a_diagnosis_are_predicted(
     assert "metrics" not in json.loads((tmp_path / "out/metrics.json").read_text())
 
 
+def test_thresholds_and_calibration_need_no_diagnoses(
+    seven: Path,
+    working_folder: Path,
+    demo_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(working_folder)
+    validation = known_images([load_model(seven)], "val")
+    table = images_of(demo_folder, tmp_path / "new", without=validation)
+    facts = []
+    for name, rows in (("labelled", table), ("unlabelled", table.drop(columns="dx"))):
+        rows.to_csv(tmp_path / "new/metadata.csv", index=False)
+        evaluate(seven, str(tmp_path / "new"), output=tmp_path / name)
+        facts.append(json.loads((tmp_path / name / "metrics.json").read_text()))
+    labelled, unlabelled = facts
+    shown = capsys.readouterr().out.partition("unlabelled/")[0].partition("labelled/")[2]
+    page, card = (
+        (tmp_path / "unlabelled" / name).read_text() for name in ("report.html", "MODEL_CARD.md")
+    )
+    assert "metrics" not in unlabelled
+    for one, other in ((labelled, unlabelled), [f["with_patient_data"] for f in facts]):
+        judged = {"before", "after"}
+        assert judged <= set(one["calibration"])
+        fitted = {n: v for n, v in one["calibration"].items() if n not in judged}
+        assert other["calibration"] == fitted
+        for question, point in other["operating_points"].items():
+            known = {"target_sensitivity", "threshold", "chosen_by", "validation", "applies_to"}
+            assert set(point) == known
+            assert point == {name: one["operating_points"][question][name] for name in known}
+            for text in (shown, page, card):
+                assert f"{point['threshold']:.3f}" in text
+    doubts = [{gap for gap in f["gaps"] if "relied on" in gap} for f in facts]
+    assert doubts[0] == doubts[1] != set()
+
+
 def test_some_images_without_a_diagnosis_are_left_out_of_the_measures(
     checkpoint: Path, tmp_path: Path, demo_folder: Path
 ) -> None:

@@ -40,39 +40,47 @@ def decide(
 
     Returns:
         The entries calibration, operating_points and, of the image alone, prediction_sets of
-        metrics.json, none where no class is known; and the calibrated probabilities of all
-        predictions, float [N, K].
+        metrics.json; where no class is known, what was fitted of the first two alone. And the
+        calibrated probabilities of all predictions, float [N, K].
     """
     seen_labels, seen = arrays(names, validation)
     all_labels, raw = arrays(names, predictions)
     columns, (seen_features, all_features) = _features(with_patients, validation, predictions)
     temperature, offsets, weights = calibration.fit(seen_labels, seen, prior, seen_features)
     all_scaled = calibration.with_temperature(raw, temperature, offsets + all_features @ weights)
-    known = all_labels >= 0
-    if not known.any():
-        return {}, all_scaled
-    labels, raw, scaled = all_labels[known], raw[known], all_scaled[known]
-    lesions = predictions["lesion_id"].to_numpy()[known]
     seen_scaled = calibration.with_temperature(seen, temperature, offsets + seen_features @ weights)
-    facts = {
+    asked = questions(names)
+    facts: dict[str, Any] = {
         "calibration": {
             **_fitted(names, temperature, offsets, weights, columns),
             "prior": _by_name(names, prior),
             "validation_images": len(validation),
-            "before": judgement.of_probabilities(labels, raw, lesions),
-            "after": judgement.of_probabilities(labels, scaled, lesions, prior),
         },
         "operating_points": {
             question: judgement.operating_point(
-                (np.isin(seen_labels, positive), seen_scaled[:, positive].sum(axis=1)),
-                (np.isin(labels, positive), scaled[:, positive].sum(axis=1)),
-                lesions,
+                np.isin(seen_labels, classes),
+                seen_scaled[:, classes].sum(axis=1),
                 sensitivity,
-                _summed(names, positive, with_patients),
+                _summed(names, classes, with_patients),
             )
-            for question, positive in questions(names).items()
+            for question, classes in asked.items()
         },
     }
+    known = all_labels >= 0
+    if not known.any():
+        return facts, all_scaled
+    labels, raw, scaled = all_labels[known], raw[known], all_scaled[known]
+    lesions = predictions["lesion_id"].to_numpy()[known]
+    facts["calibration"] |= {
+        "before": judgement.of_probabilities(labels, raw, lesions),
+        "after": judgement.of_probabilities(labels, scaled, lesions, prior),
+    }
+    for question, point in facts["operating_points"].items():
+        if "gap" not in point:
+            truth = np.isin(labels, asked[question])
+            scores = scaled[:, asked[question]].sum(axis=1)
+            positive = scores >= point["threshold"]
+            point |= judgement.of_decisions(truth, scores, positive, lesions)
     if not with_patients:
         # So many weights fit the validation images better than others, and what the sets promise
         # is for scores that were fitted on neither.

@@ -119,11 +119,12 @@ def _add_patients(
         return
     decided, probabilities = fitting(with_patients=True)
     if decided:
-        known = (table["y_true"] != "").to_numpy()
+        facts["with_patient_data"] = decided
+    known = (table["y_true"] != "").to_numpy()
+    if known.any():
         alone = table[columns_of(names, CALIBRATED)].to_numpy()
         both = probabilities[known], alone[known]
         decided["difference"] = judgement.difference(names, table[known], *both, prior)
-        facts["with_patient_data"] = decided
     table[columns_of(names, WITH_PATIENTS)] = probabilities
 
 

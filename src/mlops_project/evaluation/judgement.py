@@ -71,30 +71,26 @@ def of_probabilities(
 
 
 def operating_point(
-    validation: tuple[np.ndarray, np.ndarray],
-    evaluated: tuple[np.ndarray, np.ndarray],
-    lesions: np.ndarray,
-    sensitivity: float,
-    columns: list[str],
+    truth: np.ndarray, scores: np.ndarray, sensitivity: float, columns: list[str]
 ) -> dict[str, Any]:
-    """A threshold of the validation's scores, and what it comes to; pairs of truth and scores.
+    """A threshold, and what it comes to on the validation images, which it is chosen on.
 
-    The scores are the sum of these columns of predictions.csv.
+    Args:
+        truth, scores: of the validation images, as for `operating_points.choose_threshold`.
+        sensitivity: to be reached on them.
+        columns: of predictions.csv whose sum the scores are.
     """
-    threshold = operating_points.choose_threshold(*validation, sensitivity)
+    threshold = operating_points.choose_threshold(truth, scores, sensitivity)
     if np.isnan(threshold):
         return {"threshold": threshold, "gap": "no such image in validation"}
-    truth, scores = validation
-    ones = np.ones((1, len(truth)))
-    before = measures.binary(ones, truth, scores >= threshold)
-    truth, scores = evaluated
+    found = measures.binary(np.ones((1, len(truth))), truth, scores >= threshold)
     return {
         "target_sensitivity": sensitivity,
         "threshold": threshold,
-        "chosen_by": int(validation[0].sum()),
-        "validation": {name: float(value[0]) for name, value in before.items()},
+        "chosen_by": int(truth.sum()),
+        "validation": {name: float(value[0]) for name, value in found.items()},
         "applies_to": columns,
-    } | of_decisions(truth, scores, scores >= threshold, lesions)
+    }
 
 
 def of_decisions(

@@ -51,7 +51,7 @@ def undecided(facts: dict[str, Any]) -> list[str]:
         sentences += [
             f"{question}: {why}"
             for name, why in MISSING.items()
-            if np.isnan(point["evaluated"][name]["value"])
+            if "evaluated" in point and np.isnan(point["evaluated"][name]["value"])
         ]
     return sentences
 

@@ -10,16 +10,19 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from mlops_project.evaluation import decisions
 from mlops_project.evaluation.presentation.page import write_page
 from mlops_project.evaluation.presentation.pictures import PICTURES, Picture, draw_pictures
 from tests.evaluation.conftest import Example
 from tests.evaluation.presentation.examples import (
     HOSTILE,
     make_facts,
+    make_predictions,
     with_hostile_names,
     without_numbers,
 )
@@ -296,6 +299,17 @@ def test_unlabelled_images_have_a_page(example: Example, tmp_path: Path) -> None
     assert "No diagnoses of these images are known" in page.text
     count = (predictions["y_pred"] == "nv").sum()
     assert {"data-value": str(count)} in page.all("td")
+    names = facts["class_names"]
+    given = names, make_predictions(400, 7, seed=2), unlabelled, 0.9, np.zeros(7)
+    decided, _ = decisions.decide(*given)
+    decided["with_patient_data"], _ = decisions.decide(*given, with_patients=True)
+    page = checked(write_page(known | decided, [], tmp_path, unlabelled))
+    assert [a["id"] for a in page.all("section")] == [
+        *("predicted", "operating-points", "calibration", "patients"),
+        *("leaks", "out-of-distribution", "settings"),
+    ]
+    assert not any("data-missing" in a for a in page.all("td"))
+    assert "400 validation images" in page.text
 
 
 def test_one_image_has_a_page(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ def show(facts: dict[str, Any], written: list[Path]) -> None:
     title = f"{facts['model']}, {facts['split']}{views}{note}\n{count}"
     if "metrics" in facts:
         _show_metrics(console, facts, title)
-        _show_decisions(console, facts)
     else:
         console.print(title, highlight=False, markup=False)
+    _show_decisions(console, facts)
     lines = list(facts["gaps"])
     if "comparison" in facts:
         lines.insert(0, _told_comparison(facts["comparison"]))
@@ -96,27 +96,27 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
         pad_edge=False,
         collapse_padding=True,
     )
-    for column in ("question", "threshold", "sensitivity", "specificity", "PPV", "NPV"):
+    ratios = ("sensitivity", "specificity", "ppv", "npv") if "metrics" in facts else ()
+    for column in ("question", "threshold", *map(label, ratios)):
         table.add_column(column, justify="left" if column == "question" else "right")
     known, with_patients = facts["calibration"], facts.get("with_patient_data", {})
     for question, point in operating_points(facts).items():
         if "gap" in point:
             table.add_row(question, point["gap"])
             continue
-        values = [point["evaluated"][n] for n in ("sensitivity", "specificity", "ppv", "npv")]
+        values = [point["evaluated"][name] for name in ratios]
         cells = [f"{_shown(v['value'])} ({_interval(v['ci95'])})" for v in values]
         table.add_row(question, _shown(point["threshold"]), *cells)
     console.print(table)
-    changes = [
-        " -> ".join(f"{known[when][name]['value']:.3f}" for when in ("before", "after"))
-        for name in ("ece", "balanced_accuracy")
-    ]
-    trained = ", with the network's own prior," if any(known["prior"].values()) else ""
-    lines = [
-        f"calibration: temperature {known['temperature']:.2f} and an offset for each class, "
-        f"ECE {changes[0]}, balanced accuracy of its answers{trained} {changes[1]}"
-    ]
-    if with_patients:
+    lines = [f"calibration: temperature {known['temperature']:.2f} and an offset for each class"]
+    if "after" in known:
+        changes = [
+            " -> ".join(f"{known[when][name]['value']:.3f}" for when in ("before", "after"))
+            for name in ("ece", "balanced_accuracy")
+        ]
+        trained = ", with the network's own prior," if any(known["prior"].values()) else ""
+        lines[0] += f", ECE {changes[0]}, balanced accuracy of its answers{trained} {changes[1]}"
+    if "difference" in with_patients:
         more = with_patients["difference"]["balanced_accuracy"]
         lines.append(
             "where age, sex and site have a say (patient data): balanced accuracy of these answers "
