@@ -316,14 +316,18 @@ def test_a_run_that_has_stopped_early_stays_so_unless_it_is_given_more_patience(
     train_here: Train,
 ) -> None:
     options = ("training.learning_rate=1e-30", "training.monitor_metric=val_accuracy")
-    train_here(*options, "training.max_epochs=9", "training.early_stopping_patience=1")
-    assert len(epochs_of()) == 2
+    plateau = ("training.lr_scheduler=reduce_on_plateau", "training.lr_patience=1")
+    longest = ("training.max_epochs=9", "training.early_stopping_patience=3")
+    train_here(*options, *plateau, *longest)
+    assert len(epochs_of()) == 4
     train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
-    assert len(epochs_of()) == 2
+    assert len(epochs_of()) == 4
     train_here(
-        f"training.resume_from_checkpoint={LAST}", "training.early_stopping_patience=2", plain=True
+        f"training.resume_from_checkpoint={LAST}", "training.early_stopping_patience=5", plain=True
     )
-    assert len(epochs_of()) == 3
+    rates = pd.read_csv(RUN / "metrics.csv")["learning_rate"] / 1e-30
+    # Whether the fourth epoch was the first or the second without progress is remembered, too.
+    assert rates.tolist() == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01])
 
 
 def test_auto_starts_anew_where_nothing_is_unfinished(
