@@ -85,7 +85,7 @@ def train(data: Any, weights: str, epochs: int) -> dict[str, np.ndarray]:
     for split in ("train", "val"):
         rows = data.rows_of(split)
         loaders[split] = timm.data.create_loader(
-            Files(data.table.iloc[rows], data.labels[rows]),
+            Files(data.table.iloc[rows], data.labels[rows]),  # type: ignore[arg-type]
             input_size=(3, SIDE, SIDE),
             batch_size=BATCH,
             is_training=split == "train",
@@ -95,7 +95,7 @@ def train(data: Any, weights: str, epochs: int) -> dict[str, np.ndarray]:
         )
     network = timm.create_model(NETWORK, num_classes=7)
     load_file(network, weights)
-    network = network.to(device, memory_format=torch.channels_last)
+    network = network.to(device).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(network, "adamw", lr=5e-4, weight_decay=0.01)
     steps = len(loaders["train"])
     scheduler, _ = create_scheduler_v2(

@@ -66,7 +66,7 @@ def main() -> None:
     peers = Files(table, transform=augmented)
     decoded = Files(table, transform=transforms.Compose([*resize, transforms.PILToTensor()]))
     timms = timm.data.create_loader(
-        Files(table),
+        Files(table),  # type: ignore[arg-type]
         input_size=(3, SIZE, SIZE),
         batch_size=BATCH,
         is_training=True,

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def prepare() -> tuple[str, list[str]]:
 
 
 def in_turn(
-    cases: dict[str, tuple[Callable[[list[str]], list[float]], list[str]]], images: int
+    cases: Mapping[str, tuple[Callable[[list[str]], list[float]], list[str]]], images: int
 ) -> dict[str, list[float]]:
     """Microseconds an image of each case's median epoch, once a round."""
     times: dict[str, list[float]] = {name: [] for name in cases}
@@ -225,7 +225,7 @@ def plain_epochs(arguments: list[str]) -> list[float]:
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, *loaders)
+    trainer.fit(module, loaders[0], loaders[1])
     return module.seconds[1:]
 
 

@@ -65,12 +65,13 @@ def timms_loader(data: Any, split: str, size: int, batch: int, workers: int, dev
 
     chosen = data.rows_of(split)
     training = split == "train"
+    augmentation: dict[str, Any] = {"vflip": 0.5, "color_jitter": 0.1} if training else {}
     return timm.data.create_loader(
-        Files(data.table.iloc[chosen], data.labels[chosen]),
+        Files(data.table.iloc[chosen], data.labels[chosen]),  # type: ignore[arg-type]
         input_size=(3, size, size),
         batch_size=batch,
         is_training=training,
-        **({"vflip": 0.5, "color_jitter": 0.1} if training else {}),
+        **augmentation,
         num_workers=workers,
         device=torch.device(device),
     )
@@ -140,13 +141,16 @@ def _processor() -> str:
         return platform.processor()
 
 
-def report(name: str, table: list[dict[str, Any]], command: str, **facts: Any) -> None:
-    """Prints the table and writes benchmarks/results/<name>.json.
+def report(
+    name: str, table: list[dict[str, Any]], command: str, *, folder: Path = RESULTS, **facts: Any
+) -> None:
+    """Prints the table and writes <folder>/<name>.json, unless that is of another command.
 
     Args:
         name: of the file.
         table: rows with the same keys, as far as they have them.
-        command: that reproduces it; `facts`: what else there is to know.
+        command: that reproduces it, with its arguments; `facts`: what else there is to know.
+        folder: for the file.
     """
     from rich.console import Console
     from rich.table import Table
@@ -161,6 +165,10 @@ def report(name: str, table: list[dict[str, Any]], command: str, **facts: Any) -
     else:
         for row in table:
             print(*(f"{name} {value}" for name, value in row.items()), sep=", ")
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}.json"
+    if file.exists() and (kept := json.loads(file.read_text())["command"]) != command:
+        print(f"not written: {file} is of {kept}; remove it to keep this one")
+        return
     content = {"command": command, "machine": machine(), **facts, "results": table}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    file.write_text(json.dumps(content, indent=1) + "\n")

@@ -32,7 +32,7 @@ def main() -> None:
     used: list[float] = []
 
     class Measured(tracking.History):
-        def on_train_epoch_end(self, trainer, pl_module):  # type: ignore[no-untyped-def]
+        def on_train_epoch_end(self, trainer, pl_module):
             super().on_train_epoch_end(trainer, pl_module)
             used.append(psutil.Process().memory_full_info().uss / 2**20)
 

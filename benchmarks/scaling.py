@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ TRAIN = str(Path(__file__).parents[1] / "src/mlops_project/train.py")
 def main() -> None:
     os.chdir(tempfile.mkdtemp())
     generate(Path("few"), images=200, seed=9)
-    table = []
+    table: list[dict[str, Any]] = []
     for count in COUNTS:
         repeat(Path("few"), Path(f"images-{count}"), count)
         began = time.perf_counter()
@@ -100,7 +101,7 @@ def repeat(source: Path, target: Path, count: int) -> None:
     pd.concat(parts).iloc[:count].to_csv(target / "metadata" / "metadata.csv", index=False)
 
 
-def run(count: int, *options: str) -> dict[str, float]:
+def run(count: int, *options: str) -> dict[Any, Any]:
     """Medians over the epochs of a run, and its peaks; of the first process, of several."""
     words = [sys.executable, TRAIN, f"data.data_dir=images-{count}", *SMALL, *options]
     own = mapped = 0

@@ -1,6 +1,6 @@
 """What a trial of a search takes longer than the same run by hand.
 
-uv run python benchmarks/search_overhead.py [TRIALS]
+uv run python benchmarks/search_overhead.py [ROUNDS]
 
 Both take turns. A trial's time is that from its begin to the begin of the next one: all that the
 search does for it is in there.
@@ -25,7 +25,6 @@ from mlops_project.searching.search import search
 
 TRAIN = str(Path(__file__).parents[1] / "src/mlops_project/train.py")
 STUDY = "sqlite:///reports/search/sweep/study.db"
-COMMAND = "uv run python benchmarks/search_overhead.py"
 SETTINGS = [
     *("data.data_dir=demo", "data.image_size=16", "data.num_workers=0"),
     *("model.architecture.conv_blocks=1", "model.architecture.channels=[2]"),
@@ -50,7 +49,8 @@ def main() -> None:
         },
     }
     Path("sweep.yaml").write_text(yaml.safe_dump(sweep))
-    by_hand(), search(Path("sweep.yaml"), SETTINGS, trials=1)  # decodes the images, reads modules
+    by_hand()  # decodes the images, reads modules
+    search(Path("sweep.yaml"), SETTINGS, trials=1)
 
     hand, trials, between, cpu = [], [], [], []
     for number in range(rounds):
@@ -80,7 +80,8 @@ def main() -> None:
             ("processor time of the search itself, a trial", cpu),
         )
     ]
-    report("search_overhead", table, COMMAND, load_average=round(os.getloadavg()[0], 1))
+    command = f"uv run python benchmarks/search_overhead.py {rounds}"
+    report("search_overhead", table, command, load_average=round(os.getloadavg()[0], 1))
 
 
 def by_hand() -> float:

@@ -21,7 +21,7 @@ import torch
 from mlops_project.training.checkpoints import load_checkpoint
 from mlops_project.training.speed import MEASURED
 
-# A run that uses all that has a state: averaged weights, stages that are freed, mixed images, a
+# A run that uses what has a state: averaged weights, stages that are freed, mixed images, a
 # schedule with a warm-up, accumulated batches, a sampler that repeats images, workers, a plateau
 # of patience, the best two checkpoints, and one every three steps.
 EVERYTHING = (

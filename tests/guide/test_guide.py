@@ -7,6 +7,7 @@ same but for that are trained once.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import subprocess
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlops_project import settings
+from mlops_project import setting_keys, settings
+from mlops_project.training.changed_settings import BATCHES, LOSS
 from mlops_project.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,3 +184,27 @@ def test_a_sweep_samples_settings_that_exist() -> None:
                 config = settings.load([*arguments, *sampled])
                 assert (config.model.name, config.model.variant) == ("efficientnet", variant)
                 assert config.wandb.enabled
+
+
+def test_the_table_of_what_may_change_is_that_of_the_schema() -> None:
+    text = (ROOT / "docs/training.md").read_text()
+    rows = text.partition("| settings | may change |\n|---|---|\n")[2].partition("\n\n")[0]
+    told: list[set[str]] = []
+    for row in rows.splitlines():
+        group, found = "", set[str]()
+        for name in re.findall(r"`(.+?)`", row.split("|")[1]):
+            # A group is named once: `data.cache`, `device_cache`; `training.save_…`
+            head, _, rest = name.partition(".")
+            group, name = (head, rest) if head in setting_keys.GROUPS else (group, name)
+            name = name if name == "seed" else f"{group}.{name}"
+            matching = fnmatch.filter(setting_keys.keys(), name.replace("…", "*"))
+            assert matching, f"{name}: no such setting"
+            found.update(matching)
+        told.append(found)
+    kinds: dict[str, set[str]] = {}
+    for name, key in setting_keys.keys().items():
+        kinds.setdefault(key.facts["resume"], set()).add(name)
+    of_resuming = {"training.resume_from_checkpoint", "training.allow_changes"}
+    shaping = settings.FREE_BUT_SHAPING
+    wanted = [kinds["free"] - shaping - of_resuming, shaping, kinds["longer"], kinds["fixed"]]
+    assert told[:6] == [*wanted, LOSS, BATCHES]

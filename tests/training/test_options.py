@@ -29,6 +29,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mlops_project import settings
 from mlops_project.errors import InputError, Interrupted, ProjectError
+from mlops_project.models.baseline_cnn import BaselineCNN
 from mlops_project.models.build import build_model, stages
 from mlops_project.training.failures import memory_advice
 from mlops_project.training.preparation import open_data
@@ -220,18 +221,31 @@ def test_a_profile_is_a_file_in_the_runs_folder(run_here: Train, kind: str) -> N
     assert all(p.stat().st_size > 0 for p in found)
 
 
-def test_time_ends_a_training_and_the_schedule_with_it(run_here: Train) -> None:
-    result = run_here(
-        "training.max_time=00:00:00:04",
-        "training.max_epochs=100000",
-        "training.early_stopping_patience=0",
-        "training.log_every_n_steps=1",
-    )
+def test_time_ends_a_training_and_the_schedule_with_it(
+    run_here: Train, pass_time: Callable[[float], None]
+) -> None:
+    def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, BaselineCNN) and module.training:
+            pass_time(6 * 3600)
+
+    handle = register_module_forward_pre_hook(watch)
+    try:
+        result = run_here(
+            "training.max_time=01:00:00:00",
+            "training.max_epochs=100000",
+            "training.early_stopping_patience=0",
+            "training.log_every_n_steps=1",
+        )
+    finally:
+        handle.remove()
     assert result.folder is not None
     log = pd.read_csv("logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
-    rates = log["learning_rate"].dropna()
-    assert rates.iloc[0] == pytest.approx(1e-3, rel=0.05)
-    assert rates.iloc[-1] < 1e-4
+    rates = log["learning_rate"].dropna() / 1e-3
+    used = np.arange(4) / 4  # of the time, before each step: of the epochs, nearly none
+    assert rates.to_numpy() == pytest.approx((1 + np.cos(np.pi * used)) / 2, rel=0.01)
+    epochs = pd.read_csv(result.folder / "metrics.csv")
+    assert epochs["step"].tolist() == [4], "the epoch is cut short"
+    assert epochs["val_loss"].notna().all()
 
 
 def test_a_worker_that_dies_ends_the_run_with_advice(run_here: Train) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from mlops_project import settings
 from mlops_project.config import Config
 from mlops_project.models.build import build_model
 from mlops_project.training import presets
+from mlops_project.training.checkpoints import load_checkpoint
 from mlops_project.training.run import Result, train
 
 Train = Callable[..., Result]
@@ -72,13 +74,19 @@ def test_the_memory_layout_changes_the_numbers_by_rounding(run_here: Train, mode
 
 
 def test_what_was_chosen_is_in_the_runs_settings_and_holds_when_it_goes_on(
-    run_here: Train, caplog: pytest.LogCaptureFixture
+    run_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run_here()
-    saved = torch.load(result.checkpoint, weights_only=True)["mlops_project"]["config"]["training"]
-    assert saved["precision"] in ("32", "bf16")
-    assert saved["channels_last"] is True
-    assert saved["compile"] is False
+    def used(path: Path) -> list[object]:
+        options = load_checkpoint(path)["mlops_project"]["config"]["training"]
+        return [options[name] for name in ("precision", "channels_last", "compile")]
+
+    processor, short = {"avx512_bf16": True}, ("training.accelerator=cpu", "data.batch_size=64")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor, raising=False)
+    result = run_here(*short, "training.max_epochs=1")
     last = result.checkpoint.with_name("last.ckpt")
-    again = run_here("training.max_epochs=4", f"training.resume_from_checkpoint={last}")
+    assert used(last) == ["bf16", True, False]
+    processor.clear()  # it goes on with one on which float32 would be chosen
+    resume = f"training.resume_from_checkpoint={last}"
+    again = run_here(*short, "training.max_epochs=2", resume)
     assert again.folder == result.folder
+    assert used(last) == ["bf16", True, False]

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -316,14 +315,18 @@ def test_a_run_that_has_stopped_early_stays_so_unless_it_is_given_more_patience(
     train_here: Train,
 ) -> None:
     options = ("training.learning_rate=1e-30", "training.monitor_metric=val_accuracy")
-    train_here(*options, "training.max_epochs=9", "training.early_stopping_patience=1")
-    assert len(epochs_of()) == 2
+    plateau = ("training.lr_scheduler=reduce_on_plateau", "training.lr_patience=1")
+    longest = ("training.max_epochs=9", "training.early_stopping_patience=3")
+    train_here(*options, *plateau, *longest)
+    assert len(epochs_of()) == 4
     train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
-    assert len(epochs_of()) == 2
+    assert len(epochs_of()) == 4
     train_here(
-        f"training.resume_from_checkpoint={LAST}", "training.early_stopping_patience=2", plain=True
+        f"training.resume_from_checkpoint={LAST}", "training.early_stopping_patience=5", plain=True
     )
-    assert len(epochs_of()) == 3
+    rates = pd.read_csv(RUN / "metrics.csv")["learning_rate"] / 1e-30
+    # Whether the fourth epoch was the first or the second without progress is remembered, too.
+    assert rates.tolist() == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01])
 
 
 def test_auto_starts_anew_where_nothing_is_unfinished(
@@ -579,7 +582,7 @@ def test_the_number_of_batches_cannot_change_within_an_epoch(
 
 
 def test_the_last_validation_is_made_up_for_where_it_was_interrupted(
-    train_here: Train, capfd: pytest.CaptureFixture[str]
+    train_here: Train, pass_time: Callable[[float], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     passes = []
 
@@ -587,19 +590,19 @@ def test_the_last_validation_is_made_up_for_where_it_was_interrupted(
         if isinstance(module, BaselineCNN):
             passes.append(module.training)
             if len(passes) == 3:
-                time.sleep(1.1)  # a slow step, with which the time is over
+                pass_time(86400)  # with this step the time is over
             if not module.training:
                 os.kill(os.getpid(), signal.SIGUSR1)
 
     handle = register_module_forward_pre_hook(watch)
     try:
         with pytest.raises(Interrupted, match="epoch 1, step 3 is saved"):
-            train_here("training.max_time=00:00:00:01", "training.max_epochs=50")
+            train_here("training.max_time=01:00:00:00", "training.max_epochs=50")
     finally:
         handle.remove()
     assert passes == [True, True, True, False]
     train_here(f"training.resume_from_checkpoint={LAST}", plain=True)
-    assert "stopped by training.max_time=00:00:00:01 after epoch 1 of 50" in capfd.readouterr().out
+    assert "stopped by training.max_time=01:00:00:00 after epoch 1 of 50" in capfd.readouterr().out
     assert pd.read_csv(RUN / "metrics.csv")["val_loss"].notna().tolist() == [True]
     assert epochs_of() == [0]
     # With no time left, no other epoch begins.

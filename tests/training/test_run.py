@@ -339,6 +339,7 @@ def test_the_end_of_several_runs_is_passed_on_to_the_one_that_is_running(disturb
     assert not Path("models/baseline_cnn/version_1").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_log_that_cannot_be_written_is_given_up_with_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
