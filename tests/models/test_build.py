@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.layers import DropPath
 from torch import nn
@@ -25,6 +26,7 @@ from mlops_project.models.build import (
     knows_head_dropout,
     stages,
 )
+from mlops_project.models.timm_models import present_name
 from mlops_project.variants import VARIANTS, Variant
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -193,6 +195,15 @@ def test_images_too_small_for_the_blocks_are_refused_with_the_smallest_size() ->
 def test_weights_that_timm_has_by_an_address_alone_are_none_of_the_hub() -> None:
     message = refusal(name="timm", variant="gcvit_xxtiny", pretrained=True)
     assert "timm has no ImageNet weights for gcvit_xxtiny on the hub" in message
+
+
+def test_a_name_that_timm_has_replaced_means_the_network_and_weights_of_the_present_one() -> None:
+    for old, new in timm.models.get_deprecated_models().items():
+        if new and timm.models.is_model_pretrained(new):  # it names two that it has not
+            assert present_name(old) == new
+    assert present_name("tf_efficientnet_b3_ns") == "tf_efficientnet_b3.ns_jft_in1k"
+    assert present_name("tf_efficientnet_b3_ns.in1k") == "tf_efficientnet_b3.in1k"
+    assert present_name("resnet18.a1_in1k") == "resnet18.a1_in1k"
 
 
 @pytest.mark.parametrize(("variant", "size"), [("twins_pcpvt_small", 50), ("crossvit_9_240", 224)])

@@ -207,10 +207,10 @@ from mlops_project.config import ModelConfig
 from mlops_project.errors import ProjectError
 from mlops_project.models.build import build_model
 
-def build(pretrained, variant="18"):
+def build(pretrained, variant="18", name="resnet"):
     try:
         torch.manual_seed(3)
-        return build_model(ModelConfig("resnet", 2, variant, pretrained=pretrained), 64)
+        return build_model(ModelConfig(name, 2, variant, pretrained=pretrained), 64)
     except ProjectError as error:
         return error
 
@@ -238,6 +238,7 @@ tell(
     auto_differs=[n for n, t in again.items() if not torch.equal(t, ours[n])],
     unpublished=str(build(True, "34")),
     auto_unpublished=build("auto", "34").weights,
+    renamed=str(build(True, "tf_efficientnet_b0_ns", "timm")),
 )
 """
 
@@ -309,3 +310,6 @@ def test_imagenet_weights_come_from_the_hub_or_the_user_is_told(tmp_path: Path) 
     # The hub answers, but has no such weights.
     assert "model.pretrained=true: the ImageNet weights of resnet34" in there["unpublished"]
     assert "could not be fetched" in there["auto_unpublished"]
+
+    # Nor has it any under a name that timm has replaced: it is asked for those of the present one.
+    assert "timm/tf_efficientnet_b0.ns_jft_in1k/" in there["renamed"]
