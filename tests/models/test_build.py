@@ -213,6 +213,12 @@ def test_images_that_a_network_cannot_take_are_refused(variant: str, size: int) 
     assert f"{size} × {size}" in message
 
 
+def test_a_network_that_only_encodes_is_refused_as_a_classifier() -> None:
+    with torch.device("meta"):
+        message = refusal(name="timm", variant="mobilenetv5_300m_enc")
+    assert "model.variant=mobilenetv5_300m_enc: timm cannot build it as a classifier" in message
+
+
 # Stages
 
 

@@ -89,11 +89,15 @@ def create(
     def build(weights: bool) -> nn.Module:
         try:
             try:
-                return timm.create_model(name, pretrained=weights, img_size=image_size, **options)
+                network = timm.create_model(
+                    name, pretrained=weights, img_size=image_size, **options
+                )
             except TypeError as error:
                 if "img_size" not in str(error):
                     raise
-                return timm.create_model(name, pretrained=weights, **options)
+                network = timm.create_model(name, pretrained=weights, **options)
+            if not hasattr(network, "get_classifier"):
+                raise TypeError("it is an encoder without a head")
         except (AssertionError, TypeError) as error:
             if "drop_path_rate" in str(error):
                 raise InputError(
@@ -103,6 +107,7 @@ def create(
                 f"model.variant={name}: timm cannot build it as a classifier of {image_size} × "
                 f"{image_size} images ({first_line(error)})"
             ) from error
+        return network
 
     if pretrained is False:
         return build(False), "random"
