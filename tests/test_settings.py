@@ -415,6 +415,14 @@ def test_a_multirun_without_end_is_refused() -> None:
         ),
         (["training.optimizer=adamw,admw", "data=demo"], "training.optimizer=admw"),
         (["data.data_dir=.,gone"], "gone: no such folder"),
+        (
+            ["data=demo", "model.init_from=none,gone.ckpt"],
+            "model.init_from=gone.ckpt: no such file",
+        ),
+        (
+            ["data=demo", "model=timm", "model.variant=convnext_atto,convnext_atoo"],
+            "model.variant=convnext_atoo: timm knows no such network; did you mean convnext_atto",
+        ),
     ],
 )
 def test_a_mistake_in_any_of_several_runs_is_found_before_the_first_one(

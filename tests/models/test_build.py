@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.layers import DropPath
 from torch import nn
@@ -25,6 +26,7 @@ from mlops_project.models.build import (
     knows_head_dropout,
     stages,
 )
+from mlops_project.models.timm_models import present_name
 from mlops_project.variants import VARIANTS, Variant
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -195,11 +197,26 @@ def test_weights_that_timm_has_by_an_address_alone_are_none_of_the_hub() -> None
     assert "timm has no ImageNet weights for gcvit_xxtiny on the hub" in message
 
 
+def test_a_name_that_timm_has_replaced_means_the_network_and_weights_of_the_present_one() -> None:
+    for old, new in timm.models.get_deprecated_models().items():
+        if new and timm.models.is_model_pretrained(new):  # it names two that it has not
+            assert present_name(old) == new
+    assert present_name("tf_efficientnet_b3_ns") == "tf_efficientnet_b3.ns_jft_in1k"
+    assert present_name("tf_efficientnet_b3_ns.in1k") == "tf_efficientnet_b3.in1k"
+    assert present_name("resnet18.a1_in1k") == "resnet18.a1_in1k"
+
+
 @pytest.mark.parametrize(("variant", "size"), [("twins_pcpvt_small", 50), ("crossvit_9_240", 224)])
 def test_images_that_a_network_cannot_take_are_refused(variant: str, size: int) -> None:
     message = refusal(size=size, name="timm", variant=variant)
     assert variant in message
     assert f"{size} × {size}" in message
+
+
+def test_a_network_that_only_encodes_is_refused_as_a_classifier() -> None:
+    with torch.device("meta"):
+        message = refusal(name="timm", variant="mobilenetv5_300m_enc")
+    assert "model.variant=mobilenetv5_300m_enc: timm cannot build it as a classifier" in message
 
 
 # Stages

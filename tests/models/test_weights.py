@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -109,6 +110,7 @@ def test_weights_that_lack_or_add_layers_load_as_far_as_they_fit(
 
     assert same(target.state_dict(), source.state_dict()) == set(weights)
     assert "not in the file, start at random: hidden.0.weight" in caplog.text
+    assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
     assert "in the file, but not in the network: extra.weight" in caplog.text
 
 
@@ -117,6 +119,37 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path / "other.pth")
     assert "another network" in message
     assert "layer0.weight" in message
+
+
+def test_a_network_of_other_shapes_is_refused_however_much_fits(tmp_path: Path) -> None:
+    wider = BaselineCNN(7, channels=(4, 8), classifier_hidden=12)
+    torch.save(wider.state_dict(), tmp_path / "wider.pth")
+    message = refusal(tmp_path / "wider.pth")
+    assert "2 of 10 have another shape (hidden.0.weight: [12, 8], in the network [6, 8])" in message
+
+
+def test_weights_for_images_of_another_size_are_resized_as_timm_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = timm.create_model("test_vit", num_classes=7, img_size=160)
+    torch.save(source.state_dict(), tmp_path / "larger.pth")
+    settings = ModelConfig("timm", 2, "test_vit", pretrained_path=str(tmp_path / "larger.pth"))
+
+    with caplog.at_level(logging.INFO, logger="mlops_project"):
+        ours = build_model(settings, 128).network.state_dict()
+
+    theirs = timm.create_model(
+        "test_vit",
+        pretrained=True,
+        num_classes=2,
+        img_size=128,
+        pretrained_cfg_overlay={"state_dict": source.state_dict(), "num_classes": 7},
+    ).state_dict()
+    heads = {"head.weight", "head.bias"}
+    assert ours["pos_embed"].shape != source.state_dict()["pos_embed"].shape
+    assert same(ours, theirs) - heads == set(theirs) - heads
+    assert "other shape, start at random: head.weight, head.bias" in caplog.text
+    assert all(record.levelno < logging.WARNING for record in caplog.records)
 
 
 @pytest.mark.parametrize("content", [{}, [], 3, {"state_dict": {}}, {"state_dict": [1]}])
@@ -207,10 +240,10 @@ from mlops_project.config import ModelConfig
 from mlops_project.errors import ProjectError
 from mlops_project.models.build import build_model
 
-def build(pretrained, variant="18"):
+def build(pretrained, variant="18", name="resnet"):
     try:
         torch.manual_seed(3)
-        return build_model(ModelConfig("resnet", 2, variant, pretrained=pretrained), 64)
+        return build_model(ModelConfig(name, 2, variant, pretrained=pretrained), 64)
     except ProjectError as error:
         return error
 
@@ -238,6 +271,7 @@ tell(
     auto_differs=[n for n, t in again.items() if not torch.equal(t, ours[n])],
     unpublished=str(build(True, "34")),
     auto_unpublished=build("auto", "34").weights,
+    renamed=str(build(True, "tf_efficientnet_b0_ns", "timm")),
 )
 """
 
@@ -309,3 +343,6 @@ def test_imagenet_weights_come_from_the_hub_or_the_user_is_told(tmp_path: Path) 
     # The hub answers, but has no such weights.
     assert "model.pretrained=true: the ImageNet weights of resnet34" in there["unpublished"]
     assert "could not be fetched" in there["auto_unpublished"]
+
+    # Nor has it any under a name that timm has replaced: it is asked for those of the present one.
+    assert "timm/tf_efficientnet_b0.ns_jft_in1k/" in there["renamed"]

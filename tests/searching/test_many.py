@@ -81,11 +81,12 @@ def test_a_search_in_which_nothing_works_ends(
 ) -> None:
     path = write_sweep()
     words = [f"data.data_dir={demo_folder}", f"data.cache={demo_folder.parent / 'cache'}", *TINY]
-    done = run("search.py", str(path), *words, "model.init_from=nowhere.ckpt", timeout=900)
+    (tmp_path / "nothing.ckpt").touch()
+    done = run("search.py", str(path), *words, "model.init_from=nothing.ckpt", timeout=900)
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stderr.splitlines()
     assert lines[0].startswith("error: 5 trials have failed one after the other, the last one of: ")
-    assert "nowhere.ckpt" in lines[0]
+    assert "nothing.ckpt" in lines[0]
     assert lines[2].startswith("To go on: uv run src/mlops_project/search.py")
     trials = pd.read_csv(tmp_path / "reports/search/small/trials.csv")
     assert trials["state"].tolist() == ["failed"] * 5

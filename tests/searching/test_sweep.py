@@ -303,6 +303,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"parameters": {"training.max_time": {"values": ["soon", "00:01:00:00"]}}},
         "days:hours:minutes",
     ),
+    (
+        {
+            "command": ["${program}", "model=timm", "${args}"],
+            "parameters": {"model.variant": {"values": ["resnet18", "resnt34"]}},
+        },
+        "model.variant=resnt34: timm knows no such network; did you mean resnet34",
+    ),
+    ({"command": ["${program}", "model.init_from=gone.ckpt", "${args}"]}, "gone.ckpt: no such"),
     ({"command": 5}, "command: must be a list of words"),
     ({"program": "src/train.py"}, "program: src/train.py: no such file"),
     ({"run_cap": 0}, "run_cap: 0: must be at least 1"),

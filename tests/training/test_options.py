@@ -645,6 +645,22 @@ def test_a_run_can_start_from_the_weights_of_another(run_here: Train) -> None:
     assert all(torch.equal(before[n], after[n]) for n in learned)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("model.init_from=gone.ckpt",), "model.init_from=gone.ckpt: no such file"),
+        (("model=resnet", "model.pretrained_path=gone.pth"), "gone.pth: no such file"),
+        (("model=timm", "model.variant=resnt34"), "knows no such network; did you mean resnet34"),
+    ],
+)
+def test_what_a_network_lacks_is_told_before_the_images_are_decoded(
+    options: Options, words: str, run_here: Train
+) -> None:
+    with pytest.raises(InputError, match=words):
+        run_here(*options, "data.cache=cache")
+    assert list(Path.cwd().iterdir()) == []
+
+
 def test_what_the_weights_of_another_run_have_learned_from_is_not_forgotten(
     run_here: Train, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ class BaselineCNN(nn.Module):
         dropout_rate: float = 0.5,
     ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         blocks = []
         before = 3
         for after in channels:

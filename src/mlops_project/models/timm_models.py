@@ -14,6 +14,37 @@ from mlops_project.printable import did_you_mean, first_line
 
 log = logging.getLogger("mlops_project")
 
+# Read when huggingface_hub is imported; its own defaults wait for minutes in all.
+os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(HUB_SECONDS)))
+os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+
+
+def present_name(name: str) -> str:
+    """What timm calls a network today: it has renamed many, and has no weights for the old names.
+
+    Args:
+        name: such as "resnet18", "resnet18.a1_in1k" with the weights', or "tf_efficientnet_b3_ns".
+
+    Raises:
+        InputError: timm knows no such network, or no such weights for it.
+    """
+    import timm
+
+    network, _, weights = name.partition(".")
+    if present := timm.models.get_deprecated_models().get(network):
+        network, _, renamed = present.partition(".")
+        weights = weights or renamed
+    if not timm.is_model(network):
+        hint = did_you_mean(name, timm.list_models(), 3)
+        raise InputError(f"model.variant={name}: timm knows no such network{hint}")
+    present = f"{network}.{weights}" if weights else network
+    try:
+        timm.get_pretrained_cfg(present)
+    except RuntimeError as error:  # of the weights' name, after the dot
+        hint = did_you_mean(present, timm.list_pretrained(f"{network}.*"), 3)
+        raise InputError(f"model.variant={name}: timm knows no such weights{hint}") from error
+    return present
+
 
 def create(
     name: str,
@@ -42,19 +73,13 @@ def create(
         InputError: timm knows no such network, or has no weights for it on the hub.
         ProjectError: the weights cannot be fetched.
     """
-    # Read when huggingface_hub is imported; its own defaults wait for minutes in all.
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(HUB_SECONDS)))
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
     import timm
 
-    if not timm.is_model(name.split(".")[0]):
-        hint = did_you_mean(name, timm.list_models(), 3)
-        raise InputError(f"model.variant={name}: timm knows no such network{hint}")
-    try:
-        config = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # of the weights' name, after the dot
-        hint = did_you_mean(name, timm.list_pretrained(f"{name.split('.')[0]}.*"), 3)
-        raise InputError(f"model.variant={name}: timm knows no such weights{hint}") from error
+    present = present_name(name)
+    if present != name:
+        log.info("timm calls %s %s now", name, present)
+        name = present
+    config = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {"num_classes": num_classes}
     if dropout is not None:
         options["drop_rate"] = dropout
@@ -64,11 +89,15 @@ def create(
     def build(weights: bool) -> nn.Module:
         try:
             try:
-                return timm.create_model(name, pretrained=weights, img_size=image_size, **options)
+                network = timm.create_model(
+                    name, pretrained=weights, img_size=image_size, **options
+                )
             except TypeError as error:
                 if "img_size" not in str(error):
                     raise
-                return timm.create_model(name, pretrained=weights, **options)
+                network = timm.create_model(name, pretrained=weights, **options)
+            if not hasattr(network, "get_classifier"):
+                raise TypeError("it is an encoder without a head")
         except (AssertionError, TypeError) as error:
             if "drop_path_rate" in str(error):
                 raise InputError(
@@ -78,6 +107,7 @@ def create(
                 f"model.variant={name}: timm cannot build it as a classifier of {image_size} × "
                 f"{image_size} images ({first_line(error)})"
             ) from error
+        return network
 
     if pretrained is False:
         return build(False), "random"

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import struct
+import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -55,8 +56,9 @@ def hub_has(repository: str, filename: str | None) -> str | None:
 def load_file(network: nn.Module, path: str | os.PathLike[str]) -> str:
     """Loads weights from a file into a network, by name.
 
-    The usual wrappings (state_dict, model …) and prefixes (module., network. …) are taken off. A
-    weight whose shape differs, such as a head for other classes, keeps its random start.
+    The usual wrappings (state_dict, model …) and prefixes (module., network. …) are taken off. What
+    timm adapts when it loads its own weights is adapted, such as a ViT's positions to the size of
+    the images. A head for other classes keeps its random start.
 
     Args:
         network: whose weights to set.
@@ -66,32 +68,60 @@ def load_file(network: nn.Module, path: str | os.PathLike[str]) -> str:
         What was loaded, in words.
 
     Raises:
-        InputError: no such file, not readable, or its names match none of the network's.
+        InputError: no such file, not readable, or its names or shapes are another network's.
     """
     path = Path(path)
-    weights = _unwrap(_read(path))
     own = network.state_dict()
-    weights = _without_prefix(weights, own)
-    fitting = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
     learned = {n for n, _ in network.named_parameters()}
-    if len(learned & fitting.keys()) < max(1, len(learned) // 10):
-        ours, theirs = next(iter(own)), next(iter(weights), "nothing")
-        raise InputError(
-            f"{path}: weights of another network: {len(learned & fitting.keys())} of "
-            f"{len(learned)} fit (it holds '{printable(theirs)}', the network has {ours!r})"
-        )
-    network.load_state_dict(fitting, strict=False)
+    weights = _without_prefix(_unwrap(_read(path)), own)
+    adapted = _adapted(weights, network)
+    if len(_fitting(adapted, own) & learned) > len(_fitting(weights, own) & learned):
+        weights = adapted
+        log.info("%s: adapted to the network as timm does", path.name)
+    fitting = _fitting(weights, own)
     other_shape = [n for n in weights if n in own and n not in fitting]
+    # What has a row for each class is the head's.
+    classes = (getattr(network, "num_classes", None),)
+    backbone = {n for n in learned if own[n].shape[:1] != classes}
+    if wrong := [n for n in other_shape if n in backbone]:
+        theirs, ours = (list(w[wrong[0]].shape) for w in (weights, own))
+        raise InputError(
+            f"{path}: weights of another network, or for images of another size: {len(wrong)} of "
+            f"{len(learned)} have another shape ({wrong[0]}: {theirs}, in the network {ours})\n"
+            "Choose the model and data.image_size that the file was made for, or another file."
+        )
+    if len(learned & fitting) < max(1, len(learned) // 10):
+        first = next(iter(weights), "nothing")
+        raise InputError(
+            f"{path}: weights of another network: {len(learned & fitting)} of {len(learned)} fit "
+            f"(it holds '{printable(first)}', the network has {next(iter(own))!r})"
+        )
+    network.load_state_dict({n: weights[n] for n in fitting}, strict=False)
     lacking = [n for n in own if n not in weights and not n.endswith("num_batches_tracked")]
-    unused = [n for n in weights if n not in own]
     for text, names in (
         ("other shape, start at random", other_shape),
         ("not in the file, start at random", lacking),
-        ("in the file, but not in the network", unused),
+        ("in the file, but not in the network", [n for n in weights if n not in own]),
     ):
         if names:
-            log.info("%s: %s: %s", path.name, text, listed(names, 4))
+            level = logging.INFO if backbone.isdisjoint(names) else logging.WARNING
+            log.log(level, "%s: %s: %s", path.name, text, listed(names, 4))
     return f"{path.name} ({len(fitting)} of {len(own)} tensors)"
+
+
+def _adapted(weights: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """What timm makes of published weights before it loads them into this network."""
+    adapt = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    if adapt is None:
+        return weights
+    try:
+        return dict(adapt(dict(weights), network))
+    except Exception:  # of weights that are not this network's it makes what it likes
+        return weights
+
+
+def _fitting(weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> set[str]:
+    return {n for n, w in weights.items() if n in own and own[n].shape == w.shape}
 
 
 def _read(path: Path) -> object:

@@ -11,6 +11,7 @@ from typing import Any
 from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config
 from mlops_project.errors import InputError
+from mlops_project.models.check import check_network
 from mlops_project.printable import first_line, printable
 from mlops_project.searching import sections
 from mlops_project.searching.parameter import Parameter, override
@@ -153,6 +154,8 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     run_cap = found.whole(content.get("run_cap"), "run_cap", 1)
     try:
         config = _of_all_trials([*overrides, *given], searched)
+        if not found.problems:
+            check_network(config.model)
     except InputError as error:
         if first_line(error) not in found.problems:
             found.problems.append(first_line(error))

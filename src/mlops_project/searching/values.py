@@ -7,6 +7,7 @@ from typing import Any
 
 from mlops_project import hydra_overrides, setting_keys, settings
 from mlops_project.errors import InputError
+from mlops_project.models.check import check_network
 from mlops_project.printable import first_line
 from mlops_project.searching.parameter import Parameter, override
 from mlops_project.searching.sections import Findings
@@ -76,7 +77,8 @@ def check_together(
 
     def wrong(chosen: dict[str, str]) -> str | None:
         try:
-            settings.load([*overrides, *hydra_overrides.normalise(list((first | chosen).values()))])
+            together = hydra_overrides.normalise(list((first | chosen).values()))
+            check_network(settings.load([*overrides, *together]).model)
         except InputError as error:
             return first_line(error)
         return None

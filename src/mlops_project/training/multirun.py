@@ -13,7 +13,8 @@ from pathlib import Path
 from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config
 from mlops_project.data.folder import require_images
-from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError, ProjectError
+from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ProjectError
+from mlops_project.models.check import check_network
 from mlops_project.training import folders
 
 PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
@@ -55,11 +56,7 @@ def _check(config: Config) -> None:
         from mlops_project.training.optimizers import check_optimizer
 
         check_optimizer(config.training.optimizer)
-    resumes = config.training.resume_from_checkpoint  # its run has what it began with
-    for name in ("pretrained_path", "init_from"):
-        path = getattr(config.model, name)
-        if path and not resumes and not Path(path).is_file():
-            raise InputError(f"model.{name}={path}: no such file")
+    check_network(config.model, files=not config.training.resume_from_checkpoint)
 
 
 def _finished(config: Config) -> Path | None:

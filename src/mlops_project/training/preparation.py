@@ -13,6 +13,7 @@ from mlops_project.config import Config
 from mlops_project.console import start_logging
 from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.models.build import BuiltModel, build_model, try_size
+from mlops_project.models.check import check_network
 from mlops_project.training import folders, processes
 from mlops_project.training.allocator import keep_freed_memory
 from mlops_project.training.module import recompute_activations
@@ -65,6 +66,8 @@ def prepare(config: Config, given: frozenset[str] | None) -> Prepared:
     processes_here = check_machine(config.training)
     if resume:
         resume.check_processes(processes_here)
+    else:
+        check_network(config.model)
     data = open_data(config)
     data.read()
     log_path = folders.new_log_file() if first else None
