@@ -137,7 +137,7 @@ def _expand_paths(config: Config) -> None:
     """Shells leave the ~ of `key=~/folder` as it is."""
     data, model, training = config.data, config.model, config.training
     # A name that ends in a slash is the same folder's.
-    data.data_dir = str(Path(data.data_dir).expanduser()) if data.data_dir else ""
+    data.data_dir = str(Path(os.path.expanduser(data.data_dir))) if data.data_dir else ""
     data.cache = os.path.expanduser(data.cache)
     for group, name in (
         (model, "pretrained_path"),
