@@ -42,6 +42,9 @@ _FOLLOWED = {"model.learning_rate", "model.weight_decay"}
 def load(arguments: Sequence[str]) -> Config:
     """Composes and checks the settings.
 
+    Beside the path of a checkpoint, what must go together is left to `find_resume`, which knows the
+    run's own settings.
+
     Args:
         arguments: of the command line, such as "model=resnet" or "--data.batch_size=8".
 
@@ -62,7 +65,10 @@ def load(arguments: Sequence[str]) -> Config:
     config = typed(Config, _compose(texts))
     if "wandb.enabled" not in given and os.environ.get("WANDB_SWEEP_ID"):
         config.wandb.enabled = True  # its agent asks for what the server is to be told
-    return resolve(config)
+    if config.training.resume_from_checkpoint in (None, "", "auto"):
+        return resolve(config)
+    _fill_in(config)
+    return config
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:
@@ -121,6 +127,13 @@ def _keys_in(path: Path) -> set[str]:
 def resolve(config: Config) -> Config:
     """Fills in what follows from other settings, and checks what must go together."""
     check_model(config.model)
+    _fill_in(config)
+    check_data(config.data)
+    check_training(config.training)
+    return config
+
+
+def _fill_in(config: Config) -> None:
     _expand_paths(config)
     if config.training.learning_rate is None:
         config.training.learning_rate = config.model.learning_rate
@@ -128,9 +141,6 @@ def resolve(config: Config) -> Config:
         config.training.weight_decay = config.model.weight_decay
     if config.data.image_size is None:
         config.data.image_size = default_image_size(config.model)
-    check_data(config.data)
-    check_training(config.training)
-    return config
 
 
 def _expand_paths(config: Config) -> None:

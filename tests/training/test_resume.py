@@ -172,6 +172,27 @@ def test_weights_that_fit_one_size_of_images_are_not_resumed_at_another(train_he
     assert (result.folder / "results.json").is_file()
 
 
+def test_settings_that_only_repeat_the_run_s_own_are_no_change(train_here: Train) -> None:
+    network = ("model=timm", "model.variant=test_efficientnet", "model.pretrained=false")
+    result = train_here(
+        *("training.max_epochs=1", *network, "data.image_size=256", "data.start_size=240"),
+        *("data.folds=3", "data.fold=1"),
+    )
+    assert result.folder is not None
+    words = (f"training.resume_from_checkpoint={result.folder}/checkpoints/last.ckpt",)
+    # None of them goes with the defaults of the others.
+    repeated = ("model.variant=test_efficientnet", "data.start_size=240", "data.fold=1")
+    train_here(*words, *repeated, "training.max_epochs=2", plain=True)
+    assert epochs_of(result.folder) == [0, 1]
+    for wrong, told in (
+        ("training.max_time=8h", "must be days:hours:minutes:seconds"),
+        ("data.fold=3", "data.fold=3: it must be less than data.folds=3"),
+        ("data.start_size=257", "data.start_size=257: it must be at most data.image_size=256"),
+    ):
+        with pytest.raises(InputError, match=told):
+            train_here(*words, wrong, "training.allow_changes=true", plain=True)
+
+
 def test_a_run_goes_on_from_within_its_model_s_folder(
     train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
