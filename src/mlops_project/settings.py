@@ -72,7 +72,9 @@ def load(arguments: Sequence[str]) -> Config:
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:
-    """The keys that a command line names itself, or through the file of an experiment.
+    """The keys that a command line names itself, or through a file of `configs/`.
+
+    Of a model's or the data's file that is its name: the rest describes them, and is no wish.
 
     Args:
         arguments: as for `load`, which has accepted them.
@@ -80,12 +82,12 @@ def given(arguments: Sequence[str]) -> frozenset[str]:
     named: set[str] = set()
     overrides = [hydra_overrides.checked(a) for a in hydra_overrides.normalise(arguments)]
     if experiment := _experiment(overrides):
-        named |= _keys_in(hydra_overrides.CONFIGS / "experiment" / f"{experiment}.yaml")
-    for name, _ in overrides:
-        if name in _NAMED:
-            named.add(f"{name}.name")
-        elif name not in GROUPS:
+        named |= _keys_of("experiment", experiment)
+    for name, value in overrides:
+        if name not in GROUPS:
             named.add(name)
+        elif name != "experiment":
+            named |= _keys_of(name, value.strip("'\" "))
     # The model's value is what the training's follows.
     named |= {n.replace("model.", "training.") for n in named & _FOLLOWED}
     return frozenset(named)
@@ -98,8 +100,18 @@ def _experiment(overrides: Sequence[tuple[str, str]]) -> str | None:
     return None if plain.lower() in NONE else plain
 
 
+def _keys_of(group: str, name: str) -> set[str]:
+    """The keys that the choice of a group's file names."""
+    if group in _NAMED:
+        return {f"{group}.name"}
+    return _keys_in(hydra_overrides.CONFIGS / group / f"{name}.yaml")
+
+
 def _keys_in(path: Path) -> set[str]:
-    """The keys that the file of an experiment sets itself, or by the files that it builds on."""
+    """The keys that a file of `configs/` sets itself, or by the files that it builds on.
+
+    None where there is no such file, as of `_self_`.
+    """
     from omegaconf import OmegaConf
 
     def leaves(node: Any, prefix: str) -> Iterable[str]:
@@ -109,18 +121,19 @@ def _keys_in(path: Path) -> set[str]:
             else:
                 yield prefix + name
 
+    if not path.is_file():
+        return set()
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    found = set(leaves(content, ""))
+    group = path.relative_to(hydra_overrides.CONFIGS).parts[0]
+    found = set(leaves(content, "" if group == "experiment" else f"{group}."))
     for entry in content.get("defaults", []):
         if isinstance(entry, dict):  # "override /model: timm"
-            groups = {str(group).split()[-1].strip("/") for group in entry}
-            found |= {f"{group}.name" for group in groups & _NAMED}
+            for chosen, name in entry.items():
+                found |= _keys_of(str(chosen).split()[-1].strip("/"), name)
             continue
         name = str(entry).partition("@")[0].removesuffix(".yaml")
         place = hydra_overrides.CONFIGS if name.startswith("/") else path.parent
-        base = place / f"{name.lstrip('/')}.yaml"
-        if base.is_file():  # not _self_
-            found |= _keys_in(base)
+        found |= _keys_in(place / f"{name.lstrip('/')}.yaml")
     return found & keys().keys()
 
 

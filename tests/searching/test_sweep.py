@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import optuna
 import pytest
 
-from mlops_project import settings
+from mlops_project import hydra_overrides, settings
 from mlops_project.errors import InputError
 from mlops_project.searching.space import read_parameters
 from mlops_project.searching.sweep import inspect, read
+from mlops_project.searching.worker import extra_options
 from tests.conftest import Run
 from tests.searching.conftest import RATE, WriteSweep
 
@@ -410,3 +412,15 @@ def test_nothing_is_searched_where_all_of_it_is_given(write_sweep: WriteSweep) -
     path = write_sweep(parameters={"data.batch_size": {"values": [8, 16]}})
     with pytest.raises(InputError, match="nothing to search: each has one value, or is given"):
         read(path, ["data.batch_size=8"])
+
+
+def test_weights_and_biases_are_told_of_a_search_where_its_command_line_says_so(
+    write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(hydra_overrides.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(hydra_overrides, "CONFIGS", tmp_path / "configs")
+    (tmp_path / "configs/wandb/mine.yaml").write_text("enabled: true\n")
+    command = ["uv", "run", "${program}", "wandb=mine", "${args_no_hyphens}"]
+    path = write_sweep(command=command, program=None)
+    for given, silent in (([], True), (["wandb=mine"], False), (["wandb.enabled=true"], False)):
+        assert ("wandb.enabled=false" in extra_options(read(path, given))) is silent

@@ -138,6 +138,22 @@ def test_a_changed_setting_is_named_and_refused_unless_it_is_allowed(
     assert rates == [0.001, 0.001, 0.0005]
 
 
+def test_what_a_file_of_the_training_s_settings_says_counts_where_a_run_goes_on(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here("training.max_epochs=1", once=True)
+    shutil.copytree(hydra_overrides.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(hydra_overrides, "CONFIGS", tmp_path / "configs")
+    file = tmp_path / "configs/training/long.yaml"
+    words = ("training=long", f"training.resume_from_checkpoint={LAST}")
+    file.write_text("max_epochs: 2\n")
+    train_here(*words, plain=True)
+    assert epochs_of() == [0, 1]
+    file.write_text("max_epochs: 3\nmonitor_metric: val_auroc\n")
+    with pytest.raises(InputError, match=r"monitor_metric=val_loss \(now val_auroc\)"):
+        train_here(*words, plain=True)
+
+
 def test_what_a_checkpoint_holds_for_one_network_and_optimizer_stays(train_here: Train) -> None:
     train_here("training.max_epochs=1", once=True)
     resume = (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=20")

@@ -14,6 +14,7 @@ from mlops_project.errors import Interrupted, ProjectError, interrupted_by
 from mlops_project.searching import runs
 from mlops_project.searching.display import Display
 from mlops_project.searching.study import Done, Lost, Study
+from mlops_project.searching.sweep import Sweep
 from mlops_project.searching.trials import INTERRUPTED
 from mlops_project.training.signals import Interruption, handlers_put_back
 
@@ -138,7 +139,7 @@ class Worker:
         name = "folder" if fold is None else f"folder_{fold}"
         begun = trial.user_attrs.get(name)
         result = None
-        options = extra_options((*sweep.overrides, *sweep.given))
+        options = extra_options(sweep)
         if begun and runs.is_marked(Path(begun), facts):
             # Another worker, or this one before it was interrupted, has begun or even done it.
             result = runs.results(Path(begun))
@@ -214,8 +215,14 @@ class Worker:
         return behind
 
 
-def extra_options(given: tuple[str, ...]) -> list[str]:
-    """Settings of a trial that do not shape its result, where no others are given."""
-    named = settings.given(given)
-    defaults = {"wandb.enabled": "false", "training.save_top_k": "1"}
-    return [f"{name}={value}" for name, value in defaults.items() if name not in named]
+def extra_options(sweep: Sweep) -> list[str]:
+    """Settings of a trial that do not shape its result, where no others are given.
+
+    A search needs no account, whatever its file says.
+    """
+    options = []
+    if "wandb.enabled" not in settings.given(sweep.given):
+        options.append("wandb.enabled=false")
+    if "training.save_top_k" not in settings.given((*sweep.overrides, *sweep.given)):
+        options.append("training.save_top_k=1")
+    return options
