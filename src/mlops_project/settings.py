@@ -23,7 +23,7 @@ from mlops_project.errors import InputError
 from mlops_project.setting_keys import GROUPS, NONE, keys, typed
 from mlops_project.variants import default_image_size, family_of
 
-MAX_FILE_BYTES = 2**20  # of a file of configs/
+MAX_FILE_BYTES = 2**20  # of a file of settings
 # What tells the repetitions of one experiment apart.
 REPEATED = ("seed", "data.fold")
 # A resumed run may be given other values of these, but what comes of it depends on them.
@@ -232,7 +232,7 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
 
     files = [path for group in GROUPS for path in hydra_overrides.files_of(group)]
     for path in [hydra_overrides.CONFIGS / "train.yaml", *files]:
-        check_file(path)
+        _check_file(path)
     # The defaults alone: types are checked by `typed`, whose messages name the range.
     ConfigStore.instance().store(name="schema", node=to_container(Config()))
     GlobalHydra.instance().clear()
@@ -249,20 +249,31 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
     return found
 
 
-def check_file(path: Path) -> None:
-    """Refuses a file of settings that is none, before Hydra reads it."""
-    import yaml
+def text_of(path: Path) -> str:
+    """What a file of settings holds.
 
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES or not path.is_file():
             raise InputError(f"{path}: not a file of settings")
-        text = path.read_text(encoding="utf-8")
-        # An alias of aliases of aliases is a file of a kilobyte that fills the memory.
-        aliases = "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text))
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not text in UTF-8 ({error.reason})") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuses a file of `configs/` that Hydra should not read."""
+    import yaml
+
+    text = text_of(path)
+    try:
+        # Hydra copies what an alias names: aliases of aliases of aliases, in a file of a kilobyte,
+        # fill the memory.
+        aliases = "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text))
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(
             f"{path}: not readable as YAML: {hydra_overrides.reason(error)}"

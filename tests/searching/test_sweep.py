@@ -375,11 +375,11 @@ def test_what_is_worth_knowing_is_told(
         lambda path: path.write_text("method: [random"),
         lambda path: path.write_text("just words"),
         lambda path: path.write_bytes(b"\xff\xfe\x00"),
-        lambda path: path.write_text("a: &a [1]\nb: [*a, *a]"),
+        lambda path: path.write_text("parameters: {a: &a {parameters: *a}}"),
         lambda path: (path.unlink(), path.mkdir()),
         lambda path: path.unlink(),
     ],
-    ids=["yaml", "words", "bytes", "alias", "folder", "missing"],
+    ids=["yaml", "words", "bytes", "endless", "folder", "missing"],
 )
 def test_a_file_that_is_none_is_refused(
     spoil: Callable[[Path], Any], write_sweep: WriteSweep
@@ -388,6 +388,26 @@ def test_a_file_that_is_none_is_refused(
     spoil(path)
     with pytest.raises(InputError, match=r"small\.yaml: "):
         inspect(path, [])
+
+
+def test_a_file_may_say_what_it_repeats_by_a_name(write_sweep: WriteSweep) -> None:
+    path = write_sweep(parameters={"data.batch_size": {"values": [8, 16]}}, command=None)
+    path.write_text(
+        path.read_text()
+        + """
+  data.horizontal_flip: &share {min: 0.0, max: 0.5}
+  data.vertical_flip: *share
+  data.transpose:
+    <<: *share
+    max: 1.0
+"""
+    )
+    flips = {p.name: (p.low, p.high) for p in read(path, []).parameters if not p.choices}
+    assert flips == {
+        "data.horizontal_flip": (0, 0.5),
+        "data.vertical_flip": (0, 0.5),
+        "data.transpose": (0, 1),
+    }
 
 
 def test_check_ends_with_two_or_nothing(run: Run, write_sweep: WriteSweep, tmp_path: Path) -> None:
