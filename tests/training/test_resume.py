@@ -496,6 +496,22 @@ def test_other_images_are_refused(train_here: Train, demo_folder: Path, tmp_path
         train_here(resume[0], "training.max_epochs=3", f"data.data_dir={moved}", plain=True)
 
 
+def test_changes_are_allowed_to_the_command_that_asks_for_it_and_to_none_after_it(
+    train_here: Train, demo_folder: Path, tmp_path: Path
+) -> None:
+    train_here("training.max_epochs=1", once=True)
+    shutil.copytree(demo_folder, tmp_path / "images")
+    table = next((tmp_path / "images").glob("HAM10000_metadata*"))
+    resume = (f"training.resume_from_checkpoint={LAST}", f"data.data_dir={tmp_path}/images")
+    table.write_text("\n".join(table.read_text().splitlines()[:-9]) + "\n")
+    train_here(*resume, "training.max_epochs=2", "training.allow_changes=true", plain=True)
+    train_here(*resume, "training.max_epochs=3", plain=True)  # nothing has changed since
+    table.write_text("\n".join(table.read_text().splitlines()[:-9]) + "\n")
+    with pytest.raises(InputError, match=r"have changed since.*\n.*allow_changes=true"):
+        train_here(*resume, "training.max_epochs=4", plain=True)
+    assert epochs_of() == [0, 1, 2]
+
+
 def test_a_run_without_its_cache_leaves_out_what_it_left_out_before(
     train_here: Train, demo_folder: Path, tmp_path: Path
 ) -> None:
