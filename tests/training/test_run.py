@@ -339,6 +339,24 @@ def test_the_end_of_several_runs_is_passed_on_to_the_one_that_is_running(disturb
     assert not Path("models/baseline_cnn/version_1").exists()
 
 
+def test_several_runs_end_where_the_next_one_would_have_other_settings(
+    disturb: Any, own_configs: Path
+) -> None:
+    file = own_configs / "training/default.yaml"
+    ended, output = disturb(
+        "epoch 1/",
+        lambda process: file.write_text(file.read_text() + "label_smoothing: 0.1\n"),
+        *("-m", "seed=1,2", "training.max_epochs=2"),
+    )
+    assert ended == 2, output
+    told = output.splitlines()[-2:]
+    assert told[0].startswith("error: a file in configs/ was edited")
+    assert told[0].endswith(": training.label_smoothing=0.0 (now 0.1)")
+    assert told[1].startswith("1 of 2 runs were not started.")
+    assert Path("models/baseline_cnn/version_0/results.json").is_file()
+    assert not Path("models/baseline_cnn/version_1").exists()
+
+
 def test_a_log_that_cannot_be_written_is_given_up_with_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

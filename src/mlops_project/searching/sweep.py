@@ -73,6 +73,11 @@ class Sweep:
         chosen = [override(name, value) for name, value in self.values_of(values).items()]
         return [*self.overrides, *self.given, *hydra_overrides.normalise(chosen)]
 
+    def composed_again(self) -> Sweep:
+        """The same with what `configs/` says now; InputError where that is wrong."""
+        config = _of_all_trials([*self.overrides, *self.given], self.parameters)
+        return replace(self, config=config)
+
     def named(self, name: str | None) -> Sweep:
         """The same under another name, if one is given; InputError where it is none."""
         if name is None:
