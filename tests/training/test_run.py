@@ -9,7 +9,9 @@ import re
 import shutil
 import signal
 import subprocess
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from mlops_project import settings
 from mlops_project.console import start_logging
 from mlops_project.errors import InputError, file_failure
 from mlops_project.training.run import Result, train
+from tests.training.conftest import ENDLESS
 
 SMALL = ("data.image_size=32", "data.batch_size=16", "training.max_epochs=2")
 
@@ -292,6 +295,33 @@ def test_a_signal_costs_at_most_the_step_in_flight(
     # The step it was in when the signal came is the last one that anything tells of.
     logged = pd.read_csv("logs/lightning_logs/baseline_cnn_version_0/metrics.csv")
     assert logged["step"].max() == saved["global_step"]
+
+
+def test_the_command_to_go_on_is_one_line_in_a_narrow_terminal(
+    here: tuple[str, str], command: Callable[..., list[str]]
+) -> None:
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (24, 80))
+    process = subprocess.Popen(
+        command("train.py", *here, *SMALL, *ENDLESS),
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "", "LINES": ""},
+    )
+    os.close(end)
+    said, asked = b"", False
+    with suppress(OSError):  # as Linux tells the end of a terminal's output
+        while part := os.read(terminal, 2**16):
+            said += part
+            if b"epoch 2/" in said and not asked:
+                process.send_signal(signal.SIGINT)
+                asked = True
+    os.close(terminal)
+    assert process.wait(timeout=60) == 130, said
+    last = Path("models/baseline_cnn/version_0/checkpoints/last.ckpt")
+    resume = f"src/mlops_project/train.py training.resume_from_checkpoint={last}"
+    assert re.search(rf"^To go on .*: uv run {re.escape(resume)}\r\n", said.decode(), re.M)
 
 
 def test_a_signal_while_results_are_written_says_how_to_go_on(disturb: Any) -> None:
