@@ -17,6 +17,7 @@ os.environ.update(
 )
 os.environ.pop("WANDB_API_KEY", None)
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,16 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command() -> Callable[..., list[str]]:
     """The command line of one of the project's programs, for `subprocess`."""
     return lambda program, *arguments: [sys.executable, str(COMMANDS / program), *arguments]
+
+
+@pytest.fixture
+def own_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `configs/` that processes of this test read, and that it may change."""
+    for name in ("configs", "src"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / "project" / name, ignore=ignored)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "project/src"))
+    return tmp_path / "project/configs"
 
 
 @pytest.fixture

@@ -118,6 +118,11 @@ def test_without_data_the_message_names_the_two_ways_to_get_some(run: Run, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_home_folder_that_nobody_has_is_a_folder_that_is_missing(run: Run) -> None:
+    message = refused(run("train.py", "data.data_dir=~nobody_is_called_so/ham10000"), 2)
+    assert message.startswith("error: ~nobody_is_called_so/ham10000: no such folder")
+
+
 @pytest.mark.parametrize("words", [["compare.py", "nowhere"], ["dataset.py", "check", "nowhere"]])
 def test_what_a_command_refuses_is_told_where_errors_belong(words: list[str], run: Run) -> None:
     done = run(*words)

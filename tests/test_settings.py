@@ -93,6 +93,30 @@ def test_what_an_experiment_builds_on_is_given_as_well(
         assert settings.given(["experiment=mine"]) == base
 
 
+def test_what_a_file_of_the_training_or_of_wandb_sets_is_given_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(hydra_overrides, "CONFIGS", tmp_path / "configs")
+    for file, text in (
+        ("training/long.yaml", "defaults: [default, _self_]\nlr_scheduler: cosine\n"),
+        ("wandb/mine.yaml", "tags: [mine]\n"),
+        (
+            "experiment/mine.yaml",
+            "# @package _global_\ndefaults: [{override /training: long}]\nseed: 7\n",
+        ),
+    ):
+        (tmp_path / "configs" / file).write_text(text)
+    long = {"training.max_epochs", "training.lr_scheduler"}
+    for words, named in (
+        (["training='long'", "wandb=mine", "data.mixup=1"], long | {"wandb.tags", "data.mixup"}),
+        (["experiment=mine"], long | {"seed"}),
+        (["model=resnet", "data=demo"], {"model.name", "data.name"}),
+    ):
+        settings.load(words)
+        assert settings.given(words) == named
+
+
 # The schema
 
 

@@ -27,11 +27,7 @@ def start_console() -> None:
     """
     log.setLevel(logging.INFO)
     log.propagate = False
-    console: logging.Handler = _Console(sys.stdout)
-    if sys.stdout.isatty():
-        from rich.logging import RichHandler
-
-        console = RichHandler(show_time=False, show_path=False, show_level=False)
+    console = _Terminal(sys.stdout) if sys.stdout.isatty() else _Console(sys.stdout)
     handlers = [console]
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
         console.addFilter(lambda record: record.levelno < logging.WARNING)
@@ -94,6 +90,22 @@ class _Console(logging.StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
+
+
+class _Terminal(_Console):
+    """Keeps clear of a progress bar, whose console it shares.
+
+    What is longer than a line is left to the terminal to wrap, so that a command can be copied.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich import get_console
+        from rich.text import Text
+
+        try:
+            get_console().print(Text(self.format(record)), soft_wrap=True)
+        except Exception:
+            self.handleError(record)
 
 
 class LogFile(logging.FileHandler):

@@ -23,7 +23,7 @@ from mlops_project.errors import InputError
 from mlops_project.setting_keys import GROUPS, NONE, keys, typed
 from mlops_project.variants import default_image_size, family_of
 
-MAX_FILE_BYTES = 2**20  # of a file of configs/
+MAX_FILE_BYTES = 2**20  # of a file of settings
 # What tells the repetitions of one experiment apart.
 REPEATED = ("seed", "data.fold")
 # A resumed run may be given other values of these, but what comes of it depends on them.
@@ -41,6 +41,9 @@ _FOLLOWED = {"model.learning_rate", "model.weight_decay"}
 
 def load(arguments: Sequence[str]) -> Config:
     """Composes and checks the settings.
+
+    Beside the path of a checkpoint, what must go together is left to `find_resume`, which knows the
+    run's own settings.
 
     Args:
         arguments: of the command line, such as "model=resnet" or "--data.batch_size=8".
@@ -62,11 +65,16 @@ def load(arguments: Sequence[str]) -> Config:
     config = typed(Config, _compose(texts))
     if "wandb.enabled" not in given and os.environ.get("WANDB_SWEEP_ID"):
         config.wandb.enabled = True  # its agent asks for what the server is to be told
-    return resolve(config)
+    if config.training.resume_from_checkpoint in (None, "", "auto"):
+        return resolve(config)
+    _fill_in(config)
+    return config
 
 
 def given(arguments: Sequence[str]) -> frozenset[str]:
-    """The keys that a command line names itself, or through the file of an experiment.
+    """The keys that a command line names itself, or through a file of `configs/`.
+
+    Of a model's or the data's file that is its name: the rest describes them, and is no wish.
 
     Args:
         arguments: as for `load`, which has accepted them.
@@ -74,12 +82,12 @@ def given(arguments: Sequence[str]) -> frozenset[str]:
     named: set[str] = set()
     overrides = [hydra_overrides.checked(a) for a in hydra_overrides.normalise(arguments)]
     if experiment := _experiment(overrides):
-        named |= _keys_in(hydra_overrides.CONFIGS / "experiment" / f"{experiment}.yaml")
-    for name, _ in overrides:
-        if name in _NAMED:
-            named.add(f"{name}.name")
-        elif name not in GROUPS:
+        named |= _keys_of("experiment", experiment)
+    for name, value in overrides:
+        if name not in GROUPS:
             named.add(name)
+        elif name != "experiment":
+            named |= _keys_of(name, value.strip("'\" "))
     # The model's value is what the training's follows.
     named |= {n.replace("model.", "training.") for n in named & _FOLLOWED}
     return frozenset(named)
@@ -92,8 +100,18 @@ def _experiment(overrides: Sequence[tuple[str, str]]) -> str | None:
     return None if plain.lower() in NONE else plain
 
 
+def _keys_of(group: str, name: str) -> set[str]:
+    """The keys that the choice of a group's file names."""
+    if group in _NAMED:
+        return {f"{group}.name"}
+    return _keys_in(hydra_overrides.CONFIGS / group / f"{name}.yaml")
+
+
 def _keys_in(path: Path) -> set[str]:
-    """The keys that the file of an experiment sets itself, or by the files that it builds on."""
+    """The keys that a file of `configs/` sets itself, or by the files that it builds on.
+
+    None where there is no such file, as of `_self_`.
+    """
     from omegaconf import OmegaConf
 
     def leaves(node: Any, prefix: str) -> Iterable[str]:
@@ -103,24 +121,32 @@ def _keys_in(path: Path) -> set[str]:
             else:
                 yield prefix + name
 
+    if not path.is_file():
+        return set()
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    found = set(leaves(content, ""))
+    group = path.relative_to(hydra_overrides.CONFIGS).parts[0]
+    found = set(leaves(content, "" if group == "experiment" else f"{group}."))
     for entry in content.get("defaults", []):
         if isinstance(entry, dict):  # "override /model: timm"
-            groups = {str(group).split()[-1].strip("/") for group in entry}
-            found |= {f"{group}.name" for group in groups & _NAMED}
+            for chosen, name in entry.items():
+                found |= _keys_of(str(chosen).split()[-1].strip("/"), name)
             continue
         name = str(entry).partition("@")[0].removesuffix(".yaml")
         place = hydra_overrides.CONFIGS if name.startswith("/") else path.parent
-        base = place / f"{name.lstrip('/')}.yaml"
-        if base.is_file():  # not _self_
-            found |= _keys_in(base)
+        found |= _keys_in(place / f"{name.lstrip('/')}.yaml")
     return found & keys().keys()
 
 
 def resolve(config: Config) -> Config:
     """Fills in what follows from other settings, and checks what must go together."""
     check_model(config.model)
+    _fill_in(config)
+    check_data(config.data)
+    check_training(config.training)
+    return config
+
+
+def _fill_in(config: Config) -> None:
     _expand_paths(config)
     if config.training.learning_rate is None:
         config.training.learning_rate = config.model.learning_rate
@@ -128,16 +154,13 @@ def resolve(config: Config) -> Config:
         config.training.weight_decay = config.model.weight_decay
     if config.data.image_size is None:
         config.data.image_size = default_image_size(config.model)
-    check_data(config.data)
-    check_training(config.training)
-    return config
 
 
 def _expand_paths(config: Config) -> None:
     """Shells leave the ~ of `key=~/folder` as it is."""
     data, model, training = config.data, config.model, config.training
     # A name that ends in a slash is the same folder's.
-    data.data_dir = str(Path(data.data_dir).expanduser()) if data.data_dir else ""
+    data.data_dir = str(Path(os.path.expanduser(data.data_dir))) if data.data_dir else ""
     data.cache = os.path.expanduser(data.cache)
     for group, name in (
         (model, "pretrained_path"),
@@ -209,7 +232,7 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
 
     files = [path for group in GROUPS for path in hydra_overrides.files_of(group)]
     for path in [hydra_overrides.CONFIGS / "train.yaml", *files]:
-        check_file(path)
+        _check_file(path)
     # The defaults alone: types are checked by `typed`, whose messages name the range.
     ConfigStore.instance().store(name="schema", node=to_container(Config()))
     GlobalHydra.instance().clear()
@@ -226,20 +249,31 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
     return found
 
 
-def check_file(path: Path) -> None:
-    """Refuses a file of settings that is none, before Hydra reads it."""
-    import yaml
+def text_of(path: Path) -> str:
+    """What a file of settings holds.
 
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES or not path.is_file():
             raise InputError(f"{path}: not a file of settings")
-        text = path.read_text(encoding="utf-8")
-        # An alias of aliases of aliases is a file of a kilobyte that fills the memory.
-        aliases = "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text))
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not text in UTF-8 ({error.reason})") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuses a file of `configs/` that Hydra should not read."""
+    import yaml
+
+    text = text_of(path)
+    try:
+        # Hydra copies what an alias names: aliases of aliases of aliases, in a file of a kilobyte,
+        # fill the memory.
+        aliases = "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text))
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(
             f"{path}: not readable as YAML: {hydra_overrides.reason(error)}"

@@ -161,6 +161,33 @@ def test_what_a_search_leaves(
     assert again.splitlines()[-1] == done.stdout.splitlines()[-1]
 
 
+def test_a_search_ends_where_its_next_trial_would_have_other_settings(
+    tiny: tuple[str, ...],
+    start: Start,
+    run: Run,
+    write_sweep: WriteSweep,
+    own_configs: Path,
+    tmp_path: Path,
+) -> None:
+    words = (str(write_sweep()), *tiny, "training.max_epochs=1", "--trials")
+    file = own_configs / "training/default.yaml"
+    before = file.read_text()
+    search = start(*words, "2")
+    # By then the first trial has read its settings.
+    until(search, (tmp_path / "models/baseline_cnn/version_0").exists)
+    file.write_text(before + "label_smoothing: 0.1\n")
+    said, _ = search.communicate(timeout=200)
+    assert search.returncode == 2, said
+    assert "begun with training.label_smoothing: 0.0, now it is 0.1\n--name NAME" in said
+    assert re.search(r"configs/ was edited .* as it was: uv run src/mlops_project/search.py", said)
+    assert "Traceback" not in said
+    assert table(tmp_path)["state"].tolist() == ["complete", "interrupted"]
+    file.write_text(before)
+    done = run("search.py", *words, "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(table(tmp_path)["state"]) == ["complete", "complete", "interrupted"]
+
+
 @pytest.mark.slow  # it races a training
 def test_a_hopeless_trial_ends_early(
     tiny: tuple[str, ...], run: Run, write_sweep: WriteSweep, tmp_path: Path

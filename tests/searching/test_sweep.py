@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import optuna
 import pytest
 
-from mlops_project import settings
+from mlops_project import hydra_overrides, settings
 from mlops_project.errors import InputError
 from mlops_project.searching.space import read_parameters
 from mlops_project.searching.sweep import inspect, read
+from mlops_project.searching.worker import extra_options
 from tests.conftest import Run
 from tests.searching.conftest import RATE, WriteSweep
 
@@ -381,11 +383,11 @@ def test_what_is_worth_knowing_is_told(
         lambda path: path.write_text("method: [random"),
         lambda path: path.write_text("just words"),
         lambda path: path.write_bytes(b"\xff\xfe\x00"),
-        lambda path: path.write_text("a: &a [1]\nb: [*a, *a]"),
+        lambda path: path.write_text("parameters: {a: &a {parameters: *a}}"),
         lambda path: (path.unlink(), path.mkdir()),
         lambda path: path.unlink(),
     ],
-    ids=["yaml", "words", "bytes", "alias", "folder", "missing"],
+    ids=["yaml", "words", "bytes", "endless", "folder", "missing"],
 )
 def test_a_file_that_is_none_is_refused(
     spoil: Callable[[Path], Any], write_sweep: WriteSweep
@@ -394,6 +396,26 @@ def test_a_file_that_is_none_is_refused(
     spoil(path)
     with pytest.raises(InputError, match=r"small\.yaml: "):
         inspect(path, [])
+
+
+def test_a_file_may_say_what_it_repeats_by_a_name(write_sweep: WriteSweep) -> None:
+    path = write_sweep(parameters={"data.batch_size": {"values": [8, 16]}}, command=None)
+    path.write_text(
+        path.read_text()
+        + """
+  data.horizontal_flip: &share {min: 0.0, max: 0.5}
+  data.vertical_flip: *share
+  data.transpose:
+    <<: *share
+    max: 1.0
+"""
+    )
+    flips = {p.name: (p.low, p.high) for p in read(path, []).parameters if not p.choices}
+    assert flips == {
+        "data.horizontal_flip": (0, 0.5),
+        "data.vertical_flip": (0, 0.5),
+        "data.transpose": (0, 1),
+    }
 
 
 def test_check_ends_with_two_or_nothing(run: Run, write_sweep: WriteSweep, tmp_path: Path) -> None:
@@ -418,3 +440,15 @@ def test_nothing_is_searched_where_all_of_it_is_given(write_sweep: WriteSweep) -
     path = write_sweep(parameters={"data.batch_size": {"values": [8, 16]}})
     with pytest.raises(InputError, match="nothing to search: each has one value, or is given"):
         read(path, ["data.batch_size=8"])
+
+
+def test_weights_and_biases_are_told_of_a_search_where_its_command_line_says_so(
+    write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(hydra_overrides.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(hydra_overrides, "CONFIGS", tmp_path / "configs")
+    (tmp_path / "configs/wandb/mine.yaml").write_text("enabled: true\n")
+    command = ["uv", "run", "${program}", "wandb=mine", "${args_no_hyphens}"]
+    path = write_sweep(command=command, program=None)
+    for given, silent in (([], True), (["wandb=mine"], False), (["wandb.enabled=true"], False)):
+        assert ("wandb.enabled=false" in extra_options(read(path, given))) is silent

@@ -137,6 +137,22 @@ def test_a_changed_setting_is_named_and_refused_unless_it_is_allowed(
     assert rates == [0.001, 0.001, 0.0005]
 
 
+def test_what_a_file_of_the_training_s_settings_says_counts_where_a_run_goes_on(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here("training.max_epochs=1", once=True)
+    shutil.copytree(hydra_overrides.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(hydra_overrides, "CONFIGS", tmp_path / "configs")
+    file = tmp_path / "configs/training/long.yaml"
+    words = ("training=long", f"training.resume_from_checkpoint={LAST}")
+    file.write_text("max_epochs: 2\n")
+    train_here(*words, plain=True)
+    assert epochs_of() == [0, 1]
+    file.write_text("max_epochs: 3\nmonitor_metric: val_auroc\n")
+    with pytest.raises(InputError, match=r"monitor_metric=val_loss \(now val_auroc\)"):
+        train_here(*words, plain=True)
+
+
 def test_what_a_checkpoint_holds_for_one_network_and_optimizer_stays(train_here: Train) -> None:
     train_here("training.max_epochs=1", once=True)
     resume = (f"training.resume_from_checkpoint={LAST}", "training.max_epochs=20")
@@ -169,6 +185,27 @@ def test_weights_that_fit_one_size_of_images_are_not_resumed_at_another(train_he
     with pytest.raises(InputError, match=r"do not fit the network of these settings \(pos_embed: "):
         train_here(*words, "data.image_size=128", "training.allow_changes=true", plain=True)
     assert (result.folder / "results.json").is_file()
+
+
+def test_settings_that_only_repeat_the_run_s_own_are_no_change(train_here: Train) -> None:
+    network = ("model=timm", "model.variant=test_efficientnet", "model.pretrained=false")
+    result = train_here(
+        *("training.max_epochs=1", *network, "data.image_size=256", "data.start_size=240"),
+        *("data.folds=3", "data.fold=1"),
+    )
+    assert result.folder is not None
+    words = (f"training.resume_from_checkpoint={result.folder}/checkpoints/last.ckpt",)
+    # None of them goes with the defaults of the others.
+    repeated = ("model.variant=test_efficientnet", "data.start_size=240", "data.fold=1")
+    train_here(*words, *repeated, "training.max_epochs=2", plain=True)
+    assert epochs_of(result.folder) == [0, 1]
+    for wrong, told in (
+        ("training.max_time=8h", "must be days:hours:minutes:seconds"),
+        ("data.fold=3", "data.fold=3: it must be less than data.folds=3"),
+        ("data.start_size=257", "data.start_size=257: it must be at most data.image_size=256"),
+    ):
+        with pytest.raises(InputError, match=told):
+            train_here(*words, wrong, "training.allow_changes=true", plain=True)
 
 
 def test_a_run_goes_on_from_within_its_model_s_folder(
@@ -460,6 +497,22 @@ def test_other_images_are_refused(train_here: Train, demo_folder: Path, tmp_path
     table.write_text("\n".join([first, *[row.replace(",kept,", ",df,") for row in rows]]) + "\n")
     with pytest.raises(InputError, match=r"diagnoses of .* have changed"):
         train_here(resume[0], "training.max_epochs=3", f"data.data_dir={moved}", plain=True)
+
+
+def test_changes_are_allowed_to_the_command_that_asks_for_it_and_to_none_after_it(
+    train_here: Train, demo_folder: Path, tmp_path: Path
+) -> None:
+    train_here("training.max_epochs=1", once=True)
+    shutil.copytree(demo_folder, tmp_path / "images")
+    table = next((tmp_path / "images").glob("HAM10000_metadata*"))
+    resume = (f"training.resume_from_checkpoint={LAST}", f"data.data_dir={tmp_path}/images")
+    table.write_text("\n".join(table.read_text().splitlines()[:-9]) + "\n")
+    train_here(*resume, "training.max_epochs=2", "training.allow_changes=true", plain=True)
+    train_here(*resume, "training.max_epochs=3", plain=True)  # nothing has changed since
+    table.write_text("\n".join(table.read_text().splitlines()[:-9]) + "\n")
+    with pytest.raises(InputError, match=r"have changed since.*\n.*allow_changes=true"):
+        train_here(*resume, "training.max_epochs=4", plain=True)
+    assert epochs_of() == [0, 1, 2]
 
 
 def test_a_run_without_its_cache_leaves_out_what_it_left_out_before(

@@ -9,7 +9,9 @@ import re
 import shutil
 import signal
 import subprocess
+import termios
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from mlops_project import settings
 from mlops_project.console import start_logging
 from mlops_project.errors import InputError, file_failure
 from mlops_project.training.run import Result, train
+from tests.training.conftest import ENDLESS
 
 SMALL = ("data.image_size=32", "data.batch_size=16", "training.max_epochs=2")
 
@@ -294,6 +297,33 @@ def test_a_signal_costs_at_most_the_step_in_flight(
     assert logged["step"].max() == saved["global_step"]
 
 
+def test_the_command_to_go_on_is_one_line_in_a_narrow_terminal(
+    here: tuple[str, str], command: Callable[..., list[str]]
+) -> None:
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (24, 80))
+    process = subprocess.Popen(
+        command("train.py", *here, *SMALL, *ENDLESS),
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "", "LINES": ""},
+    )
+    os.close(end)
+    said, asked = b"", False
+    with suppress(OSError):  # as Linux tells the end of a terminal's output
+        while part := os.read(terminal, 2**16):
+            said += part
+            if b"epoch 2/" in said and not asked:
+                process.send_signal(signal.SIGINT)
+                asked = True
+    os.close(terminal)
+    assert process.wait(timeout=60) == 130, said
+    last = Path("models/baseline_cnn/version_0/checkpoints/last.ckpt")
+    resume = f"src/mlops_project/train.py training.resume_from_checkpoint={last}"
+    assert re.search(rf"^To go on .*: uv run {re.escape(resume)}\r\n", said.decode(), re.M)
+
+
 def test_a_signal_while_results_are_written_says_how_to_go_on(disturb: Any) -> None:
     # Reading it waits for a writer, so that both know where the other one is.
     table = Path("reports/training_metrics.csv")
@@ -336,6 +366,24 @@ def test_the_end_of_several_runs_is_passed_on_to_the_one_that_is_running(disturb
     assert "Traceback" not in output
     assert "is saved\nTo go on" in output
     assert output.splitlines()[-1] == "1 of 2 runs were not started"
+    assert not Path("models/baseline_cnn/version_1").exists()
+
+
+def test_several_runs_end_where_the_next_one_would_have_other_settings(
+    disturb: Any, own_configs: Path
+) -> None:
+    file = own_configs / "training/default.yaml"
+    ended, output = disturb(
+        "epoch 1/",
+        lambda process: file.write_text(file.read_text() + "label_smoothing: 0.1\n"),
+        *("-m", "seed=1,2", "training.max_epochs=2"),
+    )
+    assert ended == 2, output
+    told = output.splitlines()[-2:]
+    assert told[0].startswith("error: a file in configs/ was edited")
+    assert told[0].endswith(": training.label_smoothing=0.0 (now 0.1)")
+    assert told[1].startswith("1 of 2 runs were not started.")
+    assert Path("models/baseline_cnn/version_0/results.json").is_file()
     assert not Path("models/baseline_cnn/version_1").exists()
 
 

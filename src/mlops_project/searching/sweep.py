@@ -74,6 +74,11 @@ class Sweep:
         chosen = [override(name, value) for name, value in self.values_of(values).items()]
         return [*self.overrides, *self.given, *hydra_overrides.normalise(chosen)]
 
+    def composed_again(self) -> Sweep:
+        """The same with what `configs/` says now; InputError where that is wrong."""
+        config = _of_all_trials([*self.overrides, *self.given], self.parameters)
+        return replace(self, config=config)
+
     def named(self, name: str | None) -> Sweep:
         """The same under another name, if one is given; InputError where it is none."""
         if name is None:
@@ -117,7 +122,10 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     found.unknown(content, sections.TOP)
     method = sections.read_method(content.get("method"), found)
     sections.read_program(content.get("program"), found)
-    parameters, wrong = read_parameters(content.get("parameters"))
+    try:
+        parameters, wrong = read_parameters(content.get("parameters"))
+    except RecursionError:  # by an alias within what it stands for
+        raise InputError(f"{path}: parameters: nested without end") from None
     found.problems += wrong
     if any("parameters" in node for node in _dicts(content.get("parameters"))):
         found.notes.append(
@@ -217,9 +225,9 @@ def _load(path: Path) -> dict[Any, Any]:
 
     if not path.exists():
         raise InputError(f"{path}: no such file; configs/sweeps.yaml is an example")
-    settings.check_file(path)
+    text = settings.text_of(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not readable as YAML: {printable(reason, 300)}") from error

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_project import settings
-from mlops_project.errors import Interrupted, ProjectError, interrupted_by
+from mlops_project.errors import InputError, Interrupted, ProjectError, interrupted_by
 from mlops_project.searching import runs
 from mlops_project.searching.display import Display
+from mlops_project.searching.identity import check_same, identity
 from mlops_project.searching.study import Done, Lost, Study
+from mlops_project.searching.sweep import Sweep
 from mlops_project.searching.trials import INTERRUPTED
 from mlops_project.training.signals import Interruption, handlers_put_back
 
@@ -57,6 +59,7 @@ class Worker:
         """Works until there is nothing left to do.
 
         Raises:
+            InputError: a file of `configs/` has changed, and trials would no longer be comparable.
             Interrupted: by a signal; the trial in flight is kept, and is gone on with later.
             ProjectError: trial after trial has failed.
         """
@@ -102,6 +105,18 @@ class Worker:
                 f"What they said: {self.folder}/trial_*.log\nTo go on: {self.go_on}"
             )
 
+    def _end_if_edited(self) -> None:
+        """Raises InputError where `configs/`, which the next trial will read, makes it another."""
+        sweep = self.study.sweep
+        try:
+            now = sweep.composed_again()
+            check_same(sweep.name, identity(sweep, self.folds), identity(now, self.folds))
+        except InputError as error:
+            raise InputError(
+                f"{error}\nA file in configs/ was edited meanwhile. To go on once it is as it was: "
+                f"{self.go_on}"
+            ) from None
+
     def _run_trial(self, trial: Trial) -> None:
         self.display.started(self.study.trials())
         values: list[float] = []
@@ -124,6 +139,9 @@ class Worker:
                 self.study.fail(trial, reason)
             else:
                 self.study.prune(trial)
+        except InputError:
+            self.study.give_back(trial)
+            raise
         else:
             self.study.complete(trial, statistics.fmean(values))
         self.display.ended(trial.number, self.study.trials())
@@ -138,12 +156,13 @@ class Worker:
         name = "folder" if fold is None else f"folder_{fold}"
         begun = trial.user_attrs.get(name)
         result = None
-        options = extra_options((*sweep.overrides, *sweep.given))
+        options = extra_options(sweep)
         if begun and runs.is_marked(Path(begun), facts):
             # Another worker, or this one before it was interrupted, has begun or even done it.
             result = runs.results(Path(begun))
             options += ["training.resume_from_checkpoint=auto"]
         if result is None:
+            self._end_if_edited()
             part = "" if fold is None else f"_fold_{fold}"
             output = self.folder / f"trial_{trial.number:04d}{part}.log"
             run = runs.TrialRun([*overrides, *options], output)
@@ -214,8 +233,14 @@ class Worker:
         return behind
 
 
-def extra_options(given: tuple[str, ...]) -> list[str]:
-    """Settings of a trial that do not shape its result, where no others are given."""
-    named = settings.given(given)
-    defaults = {"wandb.enabled": "false", "training.save_top_k": "1"}
-    return [f"{name}={value}" for name, value in defaults.items() if name not in named]
+def extra_options(sweep: Sweep) -> list[str]:
+    """Settings of a trial that do not shape its result, where no others are given.
+
+    A search needs no account, whatever its file says.
+    """
+    options = []
+    if "wandb.enabled" not in settings.given(sweep.given):
+        options.append("wandb.enabled=false")
+    if "training.save_top_k" not in settings.given((*sweep.overrides, *sweep.given)):
+        options.append("training.save_top_k=1")
+    return options

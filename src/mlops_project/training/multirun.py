@@ -13,8 +13,9 @@ from pathlib import Path
 from mlops_project import hydra_overrides, settings
 from mlops_project.config import Config
 from mlops_project.data.folder import require_images
-from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ProjectError
+from mlops_project.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, InputError, ProjectError
 from mlops_project.models.check import check_network
+from mlops_project.printable import listed
 from mlops_project.training import folders
 
 PROGRAM = Path(__file__).resolve().parents[1] / "train.py"
@@ -108,6 +109,9 @@ def run_each(jobs: Sequence[Job], done: list[Path]) -> int:
 
     Returns:
         0, or the exit code of the first run that failed.
+
+    Raises:
+        InputError: a file of `configs/` has changed, and the next run would be another one.
     """
     first_failure = 0
     for number, (job, config) in enumerate(jobs, start=1):
@@ -116,6 +120,14 @@ def run_each(jobs: Sequence[Job], done: list[Path]) -> int:
             print(f"[{number}/{len(jobs)}] done already: {folder}/", flush=True)
             done.append(folder)
             continue
+        before, now = settings.shaping(config), settings.shaping(settings.load(job))
+        changed = [f"{n}={before[n]} (now {now[n]})" for n in before if before[n] != now[n]]
+        if changed:
+            raise InputError(
+                f"a file in configs/ was edited meanwhile: {listed(changed)}\n"
+                f"{len(jobs) + 1 - number} of {len(jobs)} runs were not started. Once it is as it "
+                "was, training.resume_from_checkpoint=auto repeats none that is finished."
+            )
         print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
         code = _run([sys.executable, str(PROGRAM), *job])
         if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):

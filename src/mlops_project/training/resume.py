@@ -198,6 +198,8 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
         monitor=own.training.monitor_metric,
     )
     result = settings.resolve(merged(config, given, before))
+    # It is asked for once, and not from then on.
+    result.training.allow_changes = config.training.allow_changes
     if result.training.max_epochs < resume.epochs_done:
         raise InputError(
             f"training.max_epochs={result.training.max_epochs}: {path} has "
