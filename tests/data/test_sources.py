@@ -84,6 +84,12 @@ def _dataverse(folder: Path) -> None:
     _zip(folder / "HAM10000_segmentations_lesion_tschandl.zip", {"ISIC_0000001.png": "a mask"})
 
 
+def _dataverse_packed_on_windows(folder: Path) -> None:
+    """As PowerShell 5.1 does it."""
+    _write(folder / "HAM10000_metadata.csv", TABLE)
+    _zip_images(folder / "HAM10000_images_part_1.zip", IMAGES, inside="images\\")
+
+
 def _dataverse_with_tab(folder: Path) -> None:
     _dataverse(folder)
     (folder / "HAM10000_metadata").unlink()
@@ -151,6 +157,7 @@ def _plain_in_utf_16(folder: Path) -> None:
         ("kaggle", _kaggle_in_lower_case_and_nested),
         ("kaggle", _kaggle_without_parts),
         ("dataverse", _dataverse),
+        ("dataverse", _dataverse_packed_on_windows),
         ("dataverse", _dataverse_with_tab),
         ("dataverse", _dataverse_with_csv_and_tab),
         ("kaggle", _dataverse_unpacked),

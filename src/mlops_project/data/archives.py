@@ -131,7 +131,7 @@ def _zipped(place: Path) -> Iterator[tuple[str, str, str]]:
         with zipfile.ZipFile(place) as archive:
             for member in archive.namelist():
                 if not member.startswith("__MACOSX"):
-                    yield member.rsplit("/", 1)[-1], str(place), member
+                    yield member_parts(member)[-1], str(place), member
     except (*DAMAGED, OSError) as error:
         raise InputError(f"{place}: not a readable zip archive: {first_line(error)}") from error
 
@@ -165,8 +165,13 @@ def check_archive(path: Path) -> None:
         )
 
 
+def member_parts(member: str) -> list[str]:
+    """Folders and name of a member; programs on Windows may have written them with a backslash."""
+    return re.split(r"[/\\]", member)
+
+
 def _is_unsafe(member: zipfile.ZipInfo) -> bool:
-    parts = re.split(r"[/\\]", member.orig_filename)
+    parts = member_parts(member.orig_filename)
     outside = parts[0] == "" or parts[0][1:2] == ":" or ".." in parts
     special = stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
     bomb = member.file_size > HARMLESS_BYTES + MAX_RATIO * member.compress_size
