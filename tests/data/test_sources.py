@@ -244,6 +244,18 @@ def test_the_challenge_of_2018(lay_out, lesions_known: bool, tmp_path: Path) -> 
         assert table["lesion_id"].tolist() == table["image_id"].tolist()
 
 
+def test_a_ground_truth_of_no_challenge_has_no_name_of_one(tmp_path: Path) -> None:
+    """As in a copy on Kaggle, with the masks of the lesions."""
+    _write(tmp_path / "GroundTruth.csv", TRUTH)
+    _images(tmp_path / "images", IMAGES)
+    _images(tmp_path / "masks", [f"{name}_segmentation" for name in IMAGES], ".png")
+    source = read_source(tmp_path)
+    assert source.layout == "challenge"
+    assert source.table["dx"].tolist() == ["mel", "mel", "bkl", "nv"]
+    assert source.table["dataset"].unique().tolist() == ["unknown"]
+    _assert_images_are_their_own(source)
+
+
 TEST_TABLE = f"{HEADER}\nHAM_0000009,ISIC_0000009,nv,histo,50.0,male,back,vidir_modern\n"
 TEST_TRUTH = TRUTH.splitlines()[0] + "\nISIC_0000009,0.0,1.0,0.0,0.0,0.0,0.0,0.0\n"
 

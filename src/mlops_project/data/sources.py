@@ -50,7 +50,7 @@ SYNTHETIC_MARKER = "SYNTHETIC.json"  # lies in folders whose images a program ma
 ACCEPTED = """Accepted, recognised by looking:
   Kaggle      HAM10000_metadata.csv, HAM10000_images_part_1/ and _part_2/
   Dataverse   HAM10000_metadata (.csv, .tab, no ending), HAM10000_images_part_1.zip and _part_2.zip
-  ISIC 2018   *_Input/ with the images and *_GroundTruth.csv, one column a diagnosis
+  ISIC 2018   *_Input/ or images/, and *GroundTruth.csv with one column a diagnosis
   plain       images/ and metadata/ with one table: image_id, dx, and lesion_id if known;
               or one such table (.csv) beside the images"""
 
@@ -168,8 +168,8 @@ def _tables_without_diagnoses(folder: Path) -> list[Path]:
         if "image_id" in renamed(columns) and PREDICTED not in columns:
             if len(columns & set(DIAGNOSES)) > 1:
                 raise InputError(
-                    f"{path}: one column a diagnosis; name it *_GroundTruth.csv, and the folder of "
-                    "the images *_Input"
+                    f"{path}: one column a diagnosis; name it *GroundTruth.csv, and the folder of "
+                    "the images *_Input or images"
                 )
             found.append(path)
     return found
@@ -248,9 +248,9 @@ def _layout(entries: list[Path], folder: Path) -> tuple[str, list[Path], list[Pa
         layout = "dataverse" if any(is_zip(p) for p in parts) else "kaggle"
         # The same table may lie there twice, as .csv and as .tab.
         return layout, [_the_one_of(metadata, folder)], parts or [*places, folder]
-    truths = [p for p in entries if lower[p].endswith("_groundtruth.csv") and p.is_file()]
+    truths = [p for p in entries if lower[p].endswith("groundtruth.csv") and p.is_file()]
     for inner in (p for p in entries if p.is_dir() and "groundtruth" in lower[p]):
-        truths += sorted(q for q in inner.glob("*_GroundTruth.csv") if not is_junk(q))
+        truths += sorted(q for q in inner.glob("*GroundTruth.csv") if not is_junk(q))
     truths += [p for p in entries if "groundtruth" in lower[p] and is_zip(p)]
     inputs = [p for p in entries if "input" in lower[p] and (p.is_dir() or is_zip(p))]
     images = [p for p in entries if p.stem.lower() == "images" and (p.is_dir() or is_zip(p))]
