@@ -78,8 +78,13 @@ def _size(path: str, member: str) -> int:
     return _opened(path).getinfo(member).file_size if member else os.path.getsize(path)
 
 
+def file_key(name: str) -> str:
+    """The `image_key` of a file's name without its ending."""
+    return image_key(os.path.splitext(name)[0].strip())  # as the cells of tables are
+
+
 def image_files(places: list[Path]) -> Files:
-    """The file of every image, by the `image_key` of its name without ending.
+    """The file of every image, by its `file_key`.
 
     Returns:
         (path, member) of each image, the first one found; and, of those with another file whose
@@ -88,7 +93,7 @@ def image_files(places: list[Path]) -> Files:
     files: dict[str, tuple[str, str]] = {}
     doubles: dict[str, tuple[str, str]] = {}
     for name, path, member in find_images(places):
-        image = image_key(os.path.splitext(name)[0].strip())  # as the cells of tables are
+        image = file_key(name)
         first = files.setdefault(image, (path, member))
         # Kaggle's archive has each image twice, in folders that differ in case.
         if (

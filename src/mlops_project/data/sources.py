@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mlops_project.data.archives import find_images, image_files, is_junk, is_zip
+from mlops_project.data.archives import image_files, is_junk, is_zip
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.data.folder import require_folder
 from mlops_project.data.identity import image_key, spelled_alike
@@ -26,6 +26,7 @@ from mlops_project.data.tables import (
     renamed,
     without_doubles,
 )
+from mlops_project.data.without_table import table_of_images
 from mlops_project.errors import InputError
 from mlops_project.printable import listed, printable
 
@@ -85,8 +86,8 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
 
     Args:
         folder: with images.
-        unlabelled: whether images may lack a diagnosis, their dx is "" then, or even a table:
-            every image of the folder is taken then.
+        unlabelled: whether images may lack a diagnosis, their dx is "" then, or even a table.
+            Where none of them has a diagnosis, those that no table names are taken as well.
 
     Raises:
         InputError: the folder cannot be used; the message says what was found and what is accepted.
@@ -97,11 +98,12 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
         layout, tables, places = recognise(folder)
     except NoLayout:
         tables = _tables_without_diagnoses(folder) if unlabelled else []
-        table = _table_of_images(folder) if unlabelled else pd.DataFrame()
-        if len(tables) > 1 or table.empty:
+        images = table_of_images(folder, [folder]) if unlabelled else pd.DataFrame()
+        if len(tables) > 1 or images.empty:
             raise
         if not tables:
-            return Source(folder, "images", table, (), (folder / SYNTHETIC_MARKER).is_file())
+            synthetic = (folder / SYNTHETIC_MARKER).is_file()
+            return Source(folder, "images", images[list(COLUMNS)], (), synthetic)
         log.warning("%s: no column dx: its images count as without a diagnosis", tables[0])
         layout, places = "plain", _pictures_first(folder)
     parts = [read_rows(path, layout, folder, unlabelled=unlabelled) for path in tables]
@@ -115,7 +117,10 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     _warn_of_doubles(folder, [i for i in table["image_id"].map(image_key) if i in doubles], doubles)
     found = [files.get(image_key(image_id)) for image_id in table["image_id"]]
     has_image = pd.Series([f is not None for f in found], index=table.index)
-    if not has_image.any():
+    more = pd.DataFrame()
+    if unlabelled and (table["dx"] == "").all():  # notes on images do not choose among them
+        more = table_of_images(folder, places, set(table["image_id"].map(image_key)))
+    if not has_image.any() and more.empty:
         raise InputError(
             f"{folder}: none of the {len(table)} images in the table exists "
             f"({len(files)} images found; the table's first is "
@@ -125,7 +130,11 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     missing = tuple(table.loc[~has_image, "image_id"])
     table["path"] = [f[0] if f else "" for f in found]
     table["member"] = [f[1] if f else "" for f in found]
-    table = table[has_image].sort_values("image_id").reset_index(drop=True)
+    table = table[has_image]
+    if len(more):
+        log.warning("%s: %d images that no table names are taken as well", folder, len(more))
+        table = pd.concat([table, more])
+    table = table.sort_values("image_id").reset_index(drop=True)
     synthetic = (folder / SYNTHETIC_MARKER).is_file()
     return Source(folder, layout, table[list(COLUMNS)], missing, synthetic)
 
@@ -173,29 +182,6 @@ def _tables_without_diagnoses(folder: Path) -> list[Path]:
                 )
             found.append(path)
     return found
-
-
-def _table_of_images(folder: Path) -> pd.DataFrame:
-    """A row for each image of a folder without a table; its name is the image's and the lesion's.
-
-    Images of the same name are told apart by their folders, or else by their endings.
-    """
-    rows = []
-    for _, path, member in find_images([folder]):
-        inside = str(Path(path).relative_to(folder))
-        # A name that is no text can neither be hashed nor written into a table.
-        name = os.fsencode(inside).decode("utf-8", "backslashreplace")
-        rows.append({"image_id": name, "path": path, "member": member})
-    table = pd.DataFrame(rows, columns=["image_id", "path", "member"])
-    whole = table["image_id"]
-    names, stems = whole.map(lambda n: Path(n).stem), whole.map(lambda n: os.path.splitext(n)[0])
-    ids = names.mask(names.duplicated(keep=False), stems)
-    table["image_id"] = ids.mask(stems.duplicated(keep=False), whole)
-    table = table.drop_duplicates("image_id").sort_values("image_id").reset_index(drop=True)
-    table["lesion_id"], table["dx"], table["age"] = table["image_id"], "", float("nan")
-    for column in ("dx_type", "sex", "localization", "dataset"):
-        table[column] = "unknown"
-    return table[list(COLUMNS)]
 
 
 def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
