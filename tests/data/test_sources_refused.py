@@ -360,3 +360,17 @@ def test_a_table_without_diagnoses_does_not_choose_among_the_images(
     assert Path(read["path"]["images/monday/ISIC_3"]).parent.name == "monday"
     assert source.missing == ("ISIC_8",)
     assert "4 images that no table names are taken as well" in logged.text
+
+
+def test_of_several_tables_without_diagnoses_nothing_is_taken_but_the_images(
+    tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
+    """As in the folder of SIIM-ISIC 2020."""
+    _files(tmp_path / "jpeg")
+    (tmp_path / "train.csv").write_text("image_name,sex,target\nISIC_1,male,0\nISIC_2,male,0\n")
+    (tmp_path / "test.csv").write_text("image_name,sex\nISIC_3,female\n")
+    source = read_source(tmp_path, unlabelled=True)
+    assert source.table["image_id"].tolist() == list(IMAGES)
+    assert set(source.table["sex"]) == {"unknown"}
+    assert "no column dx in any of test.csv, train.csv" in logged.text
+    assert "no column 'dx'" in _refusal(tmp_path)

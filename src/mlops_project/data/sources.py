@@ -94,15 +94,18 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     """
     folder = Path(folder)
     require_folder(folder)
+    synthetic = (folder / SYNTHETIC_MARKER).is_file()
     try:
         layout, tables, places = recognise(folder)
     except NoLayout:
         tables = _tables_without_diagnoses(folder) if unlabelled else []
         images = table_of_images(folder, [folder]) if unlabelled else pd.DataFrame()
-        if len(tables) > 1 or images.empty:
+        if images.empty:
             raise
-        if not tables:
-            synthetic = (folder / SYNTHETIC_MARKER).is_file()
+        if len(tables) > 1:
+            told = "%s: no column dx in any of %s: what they say of the images is left out"
+            log.warning(told, folder, listed([printable(path.name) for path in tables]))
+        if len(tables) != 1:
             return Source(folder, "images", images[list(COLUMNS)], (), synthetic)
         log.warning("%s: no column dx: its images count as without a diagnosis", tables[0])
         layout, places = "plain", _pictures_first(folder)
@@ -135,7 +138,6 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
         log.warning("%s: %d images that no table names are taken as well", folder, len(more))
         table = pd.concat([table, more])
     table = table.sort_values("image_id").reset_index(drop=True)
-    synthetic = (folder / SYNTHETIC_MARKER).is_file()
     return Source(folder, layout, table[list(COLUMNS)], missing, synthetic)
 
 
