@@ -144,6 +144,14 @@ def test_what_was_put_beside_synthetic_images_is_not_deleted_with_them(
     assert len(read_source(folder).table) == len(read_source(demo_folder).table)
 
 
+def test_what_a_file_browser_leaves_in_the_folder_is_nobodys_work(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(demo_folder, tmp_path / "demo")
+    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    assert generate(folder, images=100, seed=1)
+
+
 def test_images_that_a_link_leads_to_are_not_deleted(demo_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(demo_folder, tmp_path / "demo")
     (folder / PARTS[0]).rename(tmp_path / "elsewhere")

@@ -351,6 +351,8 @@ def test_a_table_without_diagnoses_does_not_choose_among_the_images(
         file.writestr("deeper\\ISIC_4.jpg", "packed")
     (tmp_path / "images" / "monday").mkdir()
     (tmp_path / "images" / "monday" / "ISIC_3.jpg").write_text("another picture")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "ISIC_1_segmentation.png").write_text("black and white")
     (tmp_path / table).write_text("filename,sex,comment\nisic_2.JPG,male,blurred\nISIC_8.jpg,,\n")
     source = read_source(tmp_path, unlabelled=True)
     read = source.table.set_index("image_id")

@@ -19,6 +19,7 @@ import pandas as pd
 from filelock import FileLock
 from PIL import Image
 
+from mlops_project.data.archives import is_junk
 from mlops_project.data.demo_lesions import draw_lesion, render
 from mlops_project.data.sources import SYNTHETIC_MARKER
 from mlops_project.errors import InputError
@@ -109,7 +110,7 @@ def _something_else(folder: Path, marked: bool) -> str | None:
         return folder.name
     patterns = (*MADE, *(f"{part}/SYN_*.jpg" for part in PARTS)) if marked else ()
     made = {path for pattern in patterns for path in folder.glob(pattern) if not path.is_symlink()}
-    others = (path for path in folder.rglob("*") if path not in made)
+    others = (p for p in folder.rglob("*") if p not in made and not is_junk(p))
     return next((str(path.relative_to(folder)) for path in others), None)
 
 

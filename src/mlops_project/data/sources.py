@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mlops_project.data.archives import image_files, is_junk, is_zip
+from mlops_project.data.archives import find_images, image_files, is_junk, is_zip
 from mlops_project.data.diagnoses import DIAGNOSES
 from mlops_project.data.folder import require_folder
 from mlops_project.data.identity import image_key, spelled_alike
@@ -98,17 +98,18 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     try:
         layout, tables, places = recognise(folder)
     except NoLayout:
-        tables = _tables_without_diagnoses(folder) if unlabelled else []
-        images = table_of_images(folder, [folder]) if unlabelled else pd.DataFrame()
-        if images.empty:
+        places = _pictures_first(folder)
+        if not unlabelled or not any(True for _ in find_images(places)):
             raise
+        tables = _tables_without_diagnoses(folder)
         if len(tables) > 1:
             told = "%s: no column dx in any of %s: what they say of the images is left out"
             log.warning(told, folder, listed([printable(path.name) for path in tables]))
         if len(tables) != 1:
-            return Source(folder, "images", images[list(COLUMNS)], (), synthetic)
+            table = table_of_images(folder, places)
+            return Source(folder, "images", table[list(COLUMNS)], (), synthetic)
         log.warning("%s: no column dx: its images count as without a diagnosis", tables[0])
-        layout, places = "plain", _pictures_first(folder)
+        layout = "plain"
     parts = [read_rows(path, layout, folder, unlabelled=unlabelled) for path in tables]
     table = pd.concat(parts, ignore_index=True)
     if table.empty:
@@ -122,7 +123,9 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     has_image = pd.Series([f is not None for f in found], index=table.index)
     more = pd.DataFrame()
     if unlabelled and (table["dx"] == "").all():  # notes on images do not choose among them
-        more = table_of_images(folder, places, set(table["image_id"].map(image_key)))
+        # Beside images/ there may be masks, which nobody asked about.
+        shown = [place for place in places if place != folder] or places
+        more = table_of_images(folder, shown, set(table["image_id"].map(image_key)))
     if not has_image.any() and more.empty:
         raise InputError(
             f"{folder}: none of the {len(table)} images in the table exists "
@@ -177,13 +180,17 @@ def _tables_without_diagnoses(folder: Path) -> list[Path]:
     for path in _tables_beside(folder):
         columns = set(read_table(path).columns)
         if "image_id" in renamed(columns) and PREDICTED not in columns:
-            if len(columns & set(DIAGNOSES)) > 1:
+            if _is_one_hot(path):
                 raise InputError(
                     f"{path}: one column a diagnosis; name it *GroundTruth.csv, and the folder of "
                     "the images *_Input or images"
                 )
             found.append(path)
     return found
+
+
+def _is_one_hot(path: Path) -> bool:
+    return len(set(read_table(path).columns) & set(DIAGNOSES)) > 1
 
 
 def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
@@ -200,6 +207,10 @@ def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     beside = [p for p in _tables_beside(folder) if diagnoses_of(p) is not None]
     if beside:
         return "plain", [_the_one_of(beside, folder)], _pictures_first(folder)
+    # Beside a table with lesions it is left aside: it tells none.
+    bare = [p for p in training if p.name.lower() == "groundtruth.csv" and _is_one_hot(p)]
+    if bare and (images := _pictures_first(folder)[:-1]):
+        return "challenge", bare, images
     found = listed([printable(p.name) + ("/" if p.is_dir() else "") for p in entries], 8)
     raise NoLayout(
         f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}\n"
@@ -236,9 +247,9 @@ def _layout(entries: list[Path], folder: Path) -> tuple[str, list[Path], list[Pa
         layout = "dataverse" if any(is_zip(p) for p in parts) else "kaggle"
         # The same table may lie there twice, as .csv and as .tab.
         return layout, [_the_one_of(metadata, folder)], parts or [*places, folder]
-    truths = [p for p in entries if lower[p].endswith("groundtruth.csv") and p.is_file()]
+    truths = [p for p in entries if lower[p].endswith("_groundtruth.csv") and p.is_file()]
     for inner in (p for p in entries if p.is_dir() and "groundtruth" in lower[p]):
-        truths += sorted(q for q in inner.glob("*GroundTruth.csv") if not is_junk(q))
+        truths += sorted(q for q in inner.glob("*_GroundTruth.csv") if not is_junk(q))
     truths += [p for p in entries if "groundtruth" in lower[p] and is_zip(p)]
     inputs = [p for p in entries if "input" in lower[p] and (p.is_dir() or is_zip(p))]
     images = [p for p in entries if p.stem.lower() == "images" and (p.is_dir() or is_zip(p))]

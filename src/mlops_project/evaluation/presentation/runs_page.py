@@ -37,9 +37,7 @@ from mlops_project.metrics import label
 
 CURVES = ("loss", "balanced_accuracy")  # of validation
 SEVERAL_SEEDS = "each seed splits the images anew: they differ by training and by what is tested"
-OTHER_IMAGES = (
-    "the images changed between them (split.csv): they differ by training and by what is tested"
-)
+OTHER_IMAGES = "the images changed between them (split.csv), and with them perhaps what is tested"
 
 
 def write_comparison(groups: Sequence[Group], folder: Path) -> list[Path]:
@@ -144,9 +142,10 @@ def next_command(groups: Sequence[Group]) -> str:
 
 def _note(one: Group) -> str:
     """Why the runs of a group differ by more than training; or nothing."""
-    if len(one.seeds) > 1:
-        return SEVERAL_SEEDS
-    return "" if one.had_same_images() else OTHER_IMAGES
+    notes = [SEVERAL_SEEDS] if len(one.seeds) > 1 else []
+    if not one.had_same_images():
+        notes.append(OTHER_IMAGES)
+    return "; ".join(notes)
 
 
 def _names(groups: Sequence[Group]) -> str:
