@@ -143,12 +143,14 @@ def test_unreadable_images_are_reported_with_their_reasons(
 ) -> None:
     Path(table["path"][2]).write_bytes(b"")
     Path(table["path"][4]).write_text("<html>404 Not Found</html>")
+    os.unlink(table["path"][7])  # since the folder was read
     os.truncate(table["path"][9], 400)
     for _ in range(2):  # those that were refused once are no better the second time
         cache = _open(table, caches)
-        assert sorted(cache.unreadable) == [2, 4, 9]
+        assert sorted(cache.unreadable) == [2, 4, 7, 9]
         assert "empty" in cache.unreadable[2]
         assert "not an image" in cache.unreadable[4]
+        assert "No such file" in cache.unreadable[7]
         assert cache.unreadable[9]
         good = [row for row in range(len(table)) if row not in cache.unreadable]
         assert (cache.images[good] == pixels[good]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mlops_project.data.datamodule import HAM10000DataModule
-from mlops_project.data.demo import SHARES, draw_table, generate
+from mlops_project.data.demo import PARTS, SHARES, draw_table, generate
 from mlops_project.data.demo_lesions import draw_lesion, render
 from mlops_project.data.sources import SYNTHETIC_MARKER, read_source
 from mlops_project.data.splits import split_by_lesion
@@ -125,6 +126,39 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "thesis.txt").read_text() == "years of work"
     with pytest.raises(InputError, match="at least 100"):
         generate(tmp_path / "few", images=10)
+
+
+@pytest.mark.parametrize("name", ["models/last.ckpt", f"{PARTS[0]}/ISIC_0024306.jpg"])
+def test_what_was_put_beside_synthetic_images_is_not_deleted_with_them(
+    name: str, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(demo_folder, tmp_path / "demo")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("hours of work")
+    with pytest.raises(InputError, match="other than synthetic"):
+        generate(folder, images=100, seed=1)
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="other than synthetic"):
+        generate(".", images=100, seed=1)
+    assert (folder / name).read_text() == "hours of work"
+    assert len(read_source(folder).table) == len(read_source(demo_folder).table)
+
+
+def test_what_a_file_browser_leaves_in_the_folder_is_nobodys_work(
+    demo_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(demo_folder, tmp_path / "demo")
+    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    assert generate(folder, images=100, seed=1)
+
+
+def test_images_that_a_link_leads_to_are_not_deleted(demo_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(demo_folder, tmp_path / "demo")
+    (folder / PARTS[0]).rename(tmp_path / "elsewhere")
+    (folder / PARTS[0]).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="other than synthetic"):
+        generate(folder, images=100, seed=1)
+    assert any((tmp_path / "elsewhere").iterdir())
 
 
 def test_processes_that_start_together_generate_once(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from mlops_project.data.archives import read_bytes
 from mlops_project.data.download import download
-from mlops_project.data.sources import read_source
+from mlops_project.data.sources import SYNTHETIC_MARKER, read_source
 from mlops_project.errors import InputError, ProjectError
 
 PART_1, PART_2 = "HAM10000_images_part_1.zip", "HAM10000_images_part_2.zip"
@@ -235,6 +235,19 @@ def test_what_arrives_is_a_source(server: Dataverse, tmp_path: Path, messages: l
     assert Image.open(io.BytesIO(read_bytes(row["path"], row["member"]))).size == (256, 256)
     licence = next(i for i, line in enumerate(messages) if "CC BY-NC 4.0" in line)
     assert licence < next(i for i, line in enumerate(messages) if "fetching" in line)
+
+
+@pytest.mark.parametrize("name", ["ham10000", "ham10000_test"])
+def test_real_images_are_not_put_beside_synthetic_ones(
+    name: str, server: Dataverse, tmp_path: Path
+) -> None:
+    """A marker says of the whole folder that a program made its images."""
+    (tmp_path / name).mkdir()
+    (tmp_path / name / SYNTHETIC_MARKER).write_text("{}")
+    with pytest.raises(InputError, match=f"{name}: holds synthetic images"):
+        fetch(server, tmp_path / "ham10000", test=True)
+    assert names(tmp_path) == {name}
+    assert server.listings == 0
 
 
 def test_environment_names_the_server(

@@ -84,6 +84,12 @@ def _dataverse(folder: Path) -> None:
     _zip(folder / "HAM10000_segmentations_lesion_tschandl.zip", {"ISIC_0000001.png": "a mask"})
 
 
+def _dataverse_packed_on_windows(folder: Path) -> None:
+    """As PowerShell 5.1 does it."""
+    _write(folder / "HAM10000_metadata.csv", TABLE)
+    _zip_images(folder / "HAM10000_images_part_1.zip", IMAGES, inside="images\\")
+
+
 def _dataverse_with_tab(folder: Path) -> None:
     _dataverse(folder)
     (folder / "HAM10000_metadata").unlink()
@@ -151,6 +157,7 @@ def _plain_in_utf_16(folder: Path) -> None:
         ("kaggle", _kaggle_in_lower_case_and_nested),
         ("kaggle", _kaggle_without_parts),
         ("dataverse", _dataverse),
+        ("dataverse", _dataverse_packed_on_windows),
         ("dataverse", _dataverse_with_tab),
         ("dataverse", _dataverse_with_csv_and_tab),
         ("kaggle", _dataverse_unpacked),
@@ -235,6 +242,32 @@ def test_the_challenge_of_2018(lay_out, lesions_known: bool, tmp_path: Path) -> 
         assert table["dx_type"].tolist()[2:] == ["consensus", "follow_up"]
     else:
         assert table["lesion_id"].tolist() == table["image_id"].tolist()
+
+
+@pytest.mark.parametrize("name", ["GroundTruth.csv", "groundtruth.csv"])
+def test_a_ground_truth_of_no_challenge_has_no_name_of_one(name: str, tmp_path: Path) -> None:
+    """As in a copy on Kaggle, with the masks of the lesions."""
+    _write(tmp_path / name, TRUTH)
+    _images(tmp_path / "images", IMAGES)
+    _images(tmp_path / "masks", [f"{name}_segmentation" for name in IMAGES], ".png")
+    source = read_source(tmp_path)
+    assert source.layout == "challenge"
+    assert source.table["dx"].tolist() == ["mel", "mel", "bkl", "nv"]
+    assert source.table["dataset"].unique().tolist() == ["unknown"]
+    _assert_images_are_their_own(source)
+
+
+@pytest.mark.parametrize("table", ["metadata/HAM10000_metadata.csv", "metadata.csv", "labels.csv"])
+def test_a_table_that_tells_lesions_goes_before_a_ground_truth_without_a_name(
+    table: str, tmp_path: Path
+) -> None:
+    _write(tmp_path / "GroundTruth.csv", TRUTH)
+    _write(tmp_path / table, TABLE)
+    _images(tmp_path / "images", IMAGES)
+    source = read_source(tmp_path)
+    assert source.layout == "plain"
+    assert source.table["lesion_id"].nunique() < len(IMAGES)
+    assert source.table["age"].notna().any()
 
 
 TEST_TABLE = f"{HEADER}\nHAM_0000009,ISIC_0000009,nv,histo,50.0,male,back,vidir_modern\n"

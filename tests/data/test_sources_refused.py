@@ -340,3 +340,39 @@ def test_the_predictions_of_an_evaluation_are_no_table_of_images(tmp_path: Path)
     (tmp_path / "predictions.csv").write_text("image_id,lesion_id,y_true,y_pred\nISIC_1,L,,nv\n")
     source = read_source(tmp_path, unlabelled=True)
     assert (source.layout, source.table["image_id"].tolist()) == ("images", list(IMAGES))
+
+
+@pytest.mark.parametrize("table", ["notes.csv", "metadata.csv"])
+def test_a_table_without_diagnoses_does_not_choose_among_the_images(
+    table: str, tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
+    _files(tmp_path / "images")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        file.writestr("deeper\\ISIC_4.jpg", "packed")
+    (tmp_path / "images" / "monday").mkdir()
+    (tmp_path / "images" / "monday" / "ISIC_3.jpg").write_text("another picture")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "ISIC_1_segmentation.png").write_text("black and white")
+    (tmp_path / table).write_text("filename,sex,comment\nisic_2.JPG,male,blurred\nISIC_8.jpg,,\n")
+    source = read_source(tmp_path, unlabelled=True)
+    read = source.table.set_index("image_id")
+    ids = ["ISIC_1", "ISIC_4", "images/ISIC_3", "images/monday/ISIC_3", "isic_2"]
+    assert read.index.tolist() == ids
+    assert read["sex"].to_dict() == dict.fromkeys(ids, "unknown") | {"isic_2": "male"}
+    assert Path(read["path"]["images/monday/ISIC_3"]).parent.name == "monday"
+    assert source.missing == ("ISIC_8",)
+    assert "4 images that no table names are taken as well" in logged.text
+
+
+def test_of_several_tables_without_diagnoses_nothing_is_taken_but_the_images(
+    tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
+    """As in the folder of SIIM-ISIC 2020."""
+    _files(tmp_path / "jpeg")
+    (tmp_path / "train.csv").write_text("image_name,sex,target\nISIC_1,male,0\nISIC_2,male,0\n")
+    (tmp_path / "test.csv").write_text("image_name,sex\nISIC_3,female\n")
+    source = read_source(tmp_path, unlabelled=True)
+    assert source.table["image_id"].tolist() == list(IMAGES)
+    assert set(source.table["sex"]) == {"unknown"}
+    assert "no column dx in any of test.csv, train.csv" in logged.text
+    assert "no column 'dx'" in _refusal(tmp_path)

@@ -29,7 +29,13 @@ from mlops_project.evaluation.finished_runs import (
 )
 from mlops_project.evaluation.images import open_images
 from mlops_project.evaluation.membership import ONE_FOLD
-from mlops_project.evaluation.presentation.runs_page import SEVERAL_SEEDS, next_command, show
+from mlops_project.evaluation.presentation.runs_page import (
+    OTHER_IMAGES,
+    SEVERAL_SEEDS,
+    next_command,
+    show,
+    write_comparison,
+)
 from mlops_project.evaluation.report import evaluate
 from mlops_project.evaluation.trained_model import load_models
 from tests.conftest import Call, Run
@@ -296,6 +302,30 @@ def test_what_is_named_as_one_can_be_pasted_and_is_of_one_seed(
     assert next_command(group(runs)) == ""
     show(group(runs))
     assert SEVERAL_SEEDS in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("change", ["an image less", "others to test", "no split"])
+def test_runs_of_a_group_that_had_other_images_are_told(
+    change: str, folds: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where an image was lost between them, or came back, which moves others to other splits."""
+    shutil.copytree(folds[0] / "models", tmp_path / "models")
+    groups = group(read_runs(sorted((tmp_path / "models").glob("*/*"))[:2]))
+    assert len(groups) == 1
+    show(groups)
+    assert OTHER_IMAGES not in " ".join(capsys.readouterr().out.split())
+    path = groups[0].runs[0].folder / "split.csv"
+    split = pd.read_csv(path)
+    path.unlink()
+    if change == "an image less":
+        split.drop(split.index[split["split"] == "train"][0]).to_csv(path, index=False)
+    elif change == "others to test":
+        split.assign(split=split["split"].replace("test", "train")).to_csv(path, index=False)
+    show(groups)
+    told = change != "no split"
+    assert (OTHER_IMAGES in " ".join(capsys.readouterr().out.split())) == told
+    write_comparison(groups, tmp_path / "page")
+    assert (OTHER_IMAGES in (tmp_path / "page/comparison.html").read_text()) == told
 
 
 def test_settings_that_differ_make_groups_and_are_named(

@@ -78,8 +78,13 @@ def _size(path: str, member: str) -> int:
     return _opened(path).getinfo(member).file_size if member else os.path.getsize(path)
 
 
+def file_key(name: str) -> str:
+    """The `image_key` of a file's name without its ending."""
+    return image_key(os.path.splitext(name)[0].strip())  # as the cells of tables are
+
+
 def image_files(places: list[Path]) -> Files:
-    """The file of every image, by the `image_key` of its name without ending.
+    """The file of every image, by its `file_key`.
 
     Returns:
         (path, member) of each image, the first one found; and, of those with another file whose
@@ -88,7 +93,7 @@ def image_files(places: list[Path]) -> Files:
     files: dict[str, tuple[str, str]] = {}
     doubles: dict[str, tuple[str, str]] = {}
     for name, path, member in find_images(places):
-        image = image_key(os.path.splitext(name)[0].strip())  # as the cells of tables are
+        image = file_key(name)
         first = files.setdefault(image, (path, member))
         # Kaggle's archive has each image twice, in folders that differ in case.
         if (
@@ -131,7 +136,7 @@ def _zipped(place: Path) -> Iterator[tuple[str, str, str]]:
         with zipfile.ZipFile(place) as archive:
             for member in archive.namelist():
                 if not member.startswith("__MACOSX"):
-                    yield member.rsplit("/", 1)[-1], str(place), member
+                    yield member_parts(member)[-1], str(place), member
     except (*DAMAGED, OSError) as error:
         raise InputError(f"{place}: not a readable zip archive: {first_line(error)}") from error
 
@@ -165,8 +170,13 @@ def check_archive(path: Path) -> None:
         )
 
 
+def member_parts(member: str) -> list[str]:
+    """Folders and name of a member; programs on Windows may have written them with a backslash."""
+    return re.split(r"[/\\]", member)
+
+
 def _is_unsafe(member: zipfile.ZipInfo) -> bool:
-    parts = re.split(r"[/\\]", member.orig_filename)
+    parts = member_parts(member.orig_filename)
     outside = parts[0] == "" or parts[0][1:2] == ":" or ".." in parts
     special = stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
     bomb = member.file_size > HARMLESS_BYTES + MAX_RATIO * member.compress_size

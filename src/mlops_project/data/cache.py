@@ -178,7 +178,7 @@ def _fingerprint(table: pd.DataFrame, side: int) -> str:
             try:
                 status = os.stat(path)
                 facts = (status.st_size, status.st_mtime_ns)
-            except OSError:  # a link that leads nowhere: decoding it gives the reason
+            except OSError:  # gone since the folder was read: decoding it gives the reason
                 facts = (-1, -1)
         digest.update(f"{image_id}\0{facts}\n".encode())
     return digest.hexdigest()

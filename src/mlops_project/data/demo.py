@@ -19,9 +19,11 @@ import pandas as pd
 from filelock import FileLock
 from PIL import Image
 
+from mlops_project.data.archives import is_junk
 from mlops_project.data.demo_lesions import draw_lesion, render
 from mlops_project.data.sources import SYNTHETIC_MARKER
 from mlops_project.errors import InputError
+from mlops_project.printable import printable
 from mlops_project.progress import track
 from mlops_project.threads import usable_cores
 
@@ -30,6 +32,8 @@ log = logging.getLogger("mlops_project")
 FORMAT = 1  # of the pictures: another number generates them anew
 IMAGES = 1200
 PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
+TABLE = "HAM10000_metadata.csv"
+MADE = (*PARTS, TABLE, SYNTHETIC_MARKER)  # the marker last: where it lies, all is there
 # Shares of HAM10000's images (Tschandl et al., Sci. Data 5:180161, 2018, table 1).
 SHARES = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
 # Shares of its lesions with 1, 2, 3, 4 pictures; the few with more are left out.
@@ -47,8 +51,8 @@ def generate(
 ) -> bool:
     """Generates synthetic images and their table, unless they are there already.
 
-    The folder appears when it is complete; processes that ask for the same folder at once wait
-    for the first.
+    A new folder appears when it is complete; processes that ask for the same folder at once wait
+    for the first. Nothing is deleted but synthetic images.
 
     Args:
         folder: to make; laid out as Kaggle's copy of HAM10000.
@@ -81,36 +85,45 @@ def generate(
         present = _made_of(folder)
         if fits(present):
             return False
-        if present is None and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        if other := _something_else(folder, present is not None):
             raise InputError(
-                f"{folder}: holds something other than synthetic images, and is left as it is\n"
+                f"{folder}: holds something other than synthetic images ({printable(other)}), and "
+                "is left as it is\n"
                 "Name another folder (data.data_dir=FOLDER), or leave out data=demo to train on it."
             )
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             _write(partial, recipe)
             partial.chmod(0o755)
-            if os.path.ismount(folder) or folder == Path.cwd():  # neither can be replaced
+            if folder.exists():
                 _refill(folder, partial)
             else:
-                shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return True
 
 
+def _something_else(folder: Path, marked: bool) -> str | None:
+    """The name of something in a folder that was not made here; without the marker nothing was."""
+    if folder.is_file():
+        return folder.name
+    patterns = (*MADE, *(f"{part}/SYN_*.jpg" for part in PARTS)) if marked else ()
+    made = {path for pattern in patterns for path in folder.glob(pattern) if not path.is_symlink()}
+    others = (p for p in folder.rglob("*") if p not in made and not is_junk(p))
+    return next((str(path.relative_to(folder)) for path in others), None)
+
+
 def _refill(folder: Path, new: Path) -> None:
-    """Puts what is in `new` into a folder that stays; until that is done, it says so."""
+    """Puts what is in `new` in the place of the like; until that is done, the marker says so."""
     marker = folder / SYNTHETIC_MARKER
     marker.write_text(json.dumps({"format": 0, "images": 0, "seed": 0}))
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path != marker:
-            path.unlink()
-    for path in sorted(new.iterdir(), key=lambda p: p.name == marker.name):
-        shutil.move(path, folder / path.name)
+    for part in PARTS:
+        if (folder / part).exists():
+            shutil.rmtree(folder / part)
+    (folder / TABLE).unlink(missing_ok=True)
+    for name in MADE:
+        shutil.move(new / name, folder / name)
 
 
 def _made_of(folder: Path) -> dict[str, int] | None:
@@ -140,7 +153,7 @@ def _write(folder: Path, recipe: dict[str, int]) -> None:
         written = pool.map(write, range(len(table)))
         for _ in track(written, "generating synthetic images", len(table)):
             pass
-    table.to_csv(folder / "HAM10000_metadata.csv", index=False)
+    table.to_csv(folder / TABLE, index=False)
     note = "Synthetic images made by a program: no patients, no clinical meaning."
     (folder / SYNTHETIC_MARKER).write_text(json.dumps({"note": note, **recipe}, indent=2) + "\n")
 

@@ -32,6 +32,7 @@ from mlops_project.data.dataverse import (
     possible_names,
     refused,
 )
+from mlops_project.data.sources import SYNTHETIC_MARKER
 from mlops_project.data.tables import MAX_TABLE_BYTES
 from mlops_project.errors import InputError, ProjectError, file_failure
 
@@ -74,7 +75,7 @@ def download(
         The files, absolute paths.
 
     Raises:
-        InputError: `server` is no http(s) address.
+        InputError: `server` is no http(s) address, or a folder holds synthetic images.
         ProjectError: no connection, no room, no permission, an answer that is none, a file that is
             missing, damaged or unsafe. What has arrived is kept for the next call.
     """
@@ -84,6 +85,12 @@ def download(
         raise InputError(f"{server}: not the address of a server; one looks like {HARVARD}")
     targets = [folder / name for name in TRAINING]
     targets += [folder.parent / f"{folder.name}_test" / name for name in TEST if test]
+    for place in sorted({target.parent for target in targets}):
+        if (place / SYNTHETIC_MARKER).exists():
+            raise InputError(
+                f"{place}: holds synthetic images, and real ones beside them would count as such\n"
+                "Name another folder: dataset.py download DIR"
+            )
     try:
         with ExitStack() as stack:
             session = stack.enter_context(requests.Session())

@@ -26,6 +26,7 @@ from mlops_project.data.tables import (
     renamed,
     without_doubles,
 )
+from mlops_project.data.without_table import table_of_images
 from mlops_project.errors import InputError
 from mlops_project.printable import listed, printable
 
@@ -50,7 +51,7 @@ SYNTHETIC_MARKER = "SYNTHETIC.json"  # lies in folders whose images a program ma
 ACCEPTED = """Accepted, recognised by looking:
   Kaggle      HAM10000_metadata.csv, HAM10000_images_part_1/ and _part_2/
   Dataverse   HAM10000_metadata (.csv, .tab, no ending), HAM10000_images_part_1.zip and _part_2.zip
-  ISIC 2018   *_Input/ with the images and *_GroundTruth.csv, one column a diagnosis
+  ISIC 2018   *_Input/ or images/, and *GroundTruth.csv with one column a diagnosis
   plain       images/ and metadata/ with one table: image_id, dx, and lesion_id if known;
               or one such table (.csv) beside the images"""
 
@@ -85,25 +86,30 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
 
     Args:
         folder: with images.
-        unlabelled: whether images may lack a diagnosis, their dx is "" then, or even a table:
-            every image of the folder is taken then.
+        unlabelled: whether images may lack a diagnosis, their dx is "" then, or even a table.
+            Where none of them has a diagnosis, those that no table names are taken as well.
 
     Raises:
         InputError: the folder cannot be used; the message says what was found and what is accepted.
     """
     folder = Path(folder)
     require_folder(folder)
+    synthetic = (folder / SYNTHETIC_MARKER).is_file()
     try:
         layout, tables, places = recognise(folder)
     except NoLayout:
-        tables = _tables_without_diagnoses(folder) if unlabelled else []
-        table = _table_of_images(folder) if unlabelled else pd.DataFrame()
-        if len(tables) > 1 or table.empty:
+        places = _pictures_first(folder)
+        if not unlabelled or not any(True for _ in find_images(places)):
             raise
-        if not tables:
-            return Source(folder, "images", table, (), (folder / SYNTHETIC_MARKER).is_file())
+        tables = _tables_without_diagnoses(folder)
+        if len(tables) > 1:
+            told = "%s: no column dx in any of %s: what they say of the images is left out"
+            log.warning(told, folder, listed([printable(path.name) for path in tables]))
+        if len(tables) != 1:
+            table = table_of_images(folder, places)
+            return Source(folder, "images", table[list(COLUMNS)], (), synthetic)
         log.warning("%s: no column dx: its images count as without a diagnosis", tables[0])
-        layout, places = "plain", _pictures_first(folder)
+        layout = "plain"
     parts = [read_rows(path, layout, folder, unlabelled=unlabelled) for path in tables]
     table = pd.concat(parts, ignore_index=True)
     if table.empty:
@@ -115,7 +121,12 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     _warn_of_doubles(folder, [i for i in table["image_id"].map(image_key) if i in doubles], doubles)
     found = [files.get(image_key(image_id)) for image_id in table["image_id"]]
     has_image = pd.Series([f is not None for f in found], index=table.index)
-    if not has_image.any():
+    more = pd.DataFrame()
+    if unlabelled and (table["dx"] == "").all():  # notes on images do not choose among them
+        # Beside images/ there may be masks, which nobody asked about.
+        shown = [place for place in places if place != folder] or places
+        more = table_of_images(folder, shown, set(table["image_id"].map(image_key)))
+    if not has_image.any() and more.empty:
         raise InputError(
             f"{folder}: none of the {len(table)} images in the table exists "
             f"({len(files)} images found; the table's first is "
@@ -125,8 +136,11 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
     missing = tuple(table.loc[~has_image, "image_id"])
     table["path"] = [f[0] if f else "" for f in found]
     table["member"] = [f[1] if f else "" for f in found]
-    table = table[has_image].sort_values("image_id").reset_index(drop=True)
-    synthetic = (folder / SYNTHETIC_MARKER).is_file()
+    table = table[has_image]
+    if len(more):
+        log.warning("%s: %d images that no table names are taken as well", folder, len(more))
+        table = pd.concat([table, more])
+    table = table.sort_values("image_id").reset_index(drop=True)
     return Source(folder, layout, table[list(COLUMNS)], missing, synthetic)
 
 
@@ -166,36 +180,17 @@ def _tables_without_diagnoses(folder: Path) -> list[Path]:
     for path in _tables_beside(folder):
         columns = set(read_table(path).columns)
         if "image_id" in renamed(columns) and PREDICTED not in columns:
-            if len(columns & set(DIAGNOSES)) > 1:
+            if _is_one_hot(path):
                 raise InputError(
-                    f"{path}: one column a diagnosis; name it *_GroundTruth.csv, and the folder of "
-                    "the images *_Input"
+                    f"{path}: one column a diagnosis; name it *GroundTruth.csv, and the folder of "
+                    "the images *_Input or images"
                 )
             found.append(path)
     return found
 
 
-def _table_of_images(folder: Path) -> pd.DataFrame:
-    """A row for each image of a folder without a table; its name is the image's and the lesion's.
-
-    Images of the same name are told apart by their folders, or else by their endings.
-    """
-    rows = []
-    for _, path, member in find_images([folder]):
-        inside = str(Path(path).relative_to(folder))
-        # A name that is no text can neither be hashed nor written into a table.
-        name = os.fsencode(inside).decode("utf-8", "backslashreplace")
-        rows.append({"image_id": name, "path": path, "member": member})
-    table = pd.DataFrame(rows, columns=["image_id", "path", "member"])
-    whole = table["image_id"]
-    names, stems = whole.map(lambda n: Path(n).stem), whole.map(lambda n: os.path.splitext(n)[0])
-    ids = names.mask(names.duplicated(keep=False), stems)
-    table["image_id"] = ids.mask(stems.duplicated(keep=False), whole)
-    table = table.drop_duplicates("image_id").sort_values("image_id").reset_index(drop=True)
-    table["lesion_id"], table["dx"], table["age"] = table["image_id"], "", float("nan")
-    for column in ("dx_type", "sex", "localization", "dataset"):
-        table[column] = "unknown"
-    return table[list(COLUMNS)]
+def _is_one_hot(path: Path) -> bool:
+    return len(set(read_table(path).columns) & set(DIAGNOSES)) > 1
 
 
 def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
@@ -212,6 +207,10 @@ def recognise(folder: Path) -> tuple[str, list[Path], list[Path]]:
     beside = [p for p in _tables_beside(folder) if diagnoses_of(p) is not None]
     if beside:
         return "plain", [_the_one_of(beside, folder)], _pictures_first(folder)
+    # Beside a table with lesions it is left aside: it tells none.
+    bare = [p for p in training if p.name.lower() == "groundtruth.csv" and _is_one_hot(p)]
+    if bare and (images := _pictures_first(folder)[:-1]):
+        return "challenge", bare, images
     found = listed([printable(p.name) + ("/" if p.is_dir() else "") for p in entries], 8)
     raise NoLayout(
         f"{folder}: no layout of HAM10000 found. It holds: {found or 'nothing'}\n"

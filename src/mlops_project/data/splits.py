@@ -1,7 +1,8 @@
 """Where the split is made: whole lesions, stratified by diagnosis, the same on every machine.
 
 The order in which lesions are dealt out comes from a cryptographic hash of (seed, lesion_id), so
-it depends neither on the order of the table nor on the version of any library.
+it depends neither on the order of the table nor on the version of any library. A lesion goes where
+its diagnosis is short of images, so that one that is missing may move others of its diagnosis.
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ def _read_challenge(path: Path, folder: Path, unlabelled: bool) -> pd.DataFrame:
     table["dx"] = largest.str.lower().mask(empty, "")
     for column in ("dx_type", "sex", "localization"):
         table[column] = "unknown"
-    table["dataset"] = path.stem.removesuffix("_GroundTruth")
+    table["dataset"] = re.sub("_?groundtruth$", "", path.stem, flags=re.IGNORECASE) or "unknown"
     table["age"] = float("nan")
     # ISIC 2018 and 2019 have their lesions, and the latter its patients, in tables of these names.
     own = lesions[~lesions.str.lower().isin(MISSING)].map(lesion_key)

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,19 @@ class Group:
     def seeds(self) -> set[int]:
         """The seeds of its runs, each of which deals the images to other splits."""
         return {run.settings["seed"] for run in self.runs}
+
+    def had_same_images(self) -> bool:
+        """Whether all runs of a seed had the same images, and the same ones to test.
+
+        A run whose split.csv has gone since tells nothing.
+        """
+        found = set()
+        for run in self.runs:
+            with suppress(*UNREADABLE):
+                split = pd.read_csv(run.folder / "split.csv", dtype=str, keep_default_na=False)
+                tested = split["image_id"][split["split"] == "test"]
+                found.add((run.settings["seed"], frozenset(split["image_id"]), frozenset(tested)))
+        return len({seed for seed, *_ in found}) == len(found)
 
     def is_cross_validation(self) -> bool:
         """Whether each fold of a cross-validation has been trained, once."""

@@ -37,6 +37,7 @@ from mlops_project.metrics import label
 
 CURVES = ("loss", "balanced_accuracy")  # of validation
 SEVERAL_SEEDS = "each seed splits the images anew: they differ by training and by what is tested"
+OTHER_IMAGES = "the images changed between them (split.csv), and with them perhaps what is tested"
 
 
 def write_comparison(groups: Sequence[Group], folder: Path) -> list[Path]:
@@ -57,7 +58,7 @@ def write_comparison(groups: Sequence[Group], folder: Path) -> list[Path]:
             {
                 "name": g.name,
                 "folders": [str(r.folder) for r in g.runs],
-                "note": SEVERAL_SEEDS if len(g.seeds) > 1 else "",
+                "note": _note(g),
                 "next": next_command([g]),
             }
             for g in groups
@@ -96,8 +97,8 @@ def show(groups: Sequence[Group], written: Sequence[Path] = ()) -> None:
     for one, row in zip(groups, rows, strict=True):
         own = " ".join(f"{name}={row[name]}" for name in differing(groups))
         lines.append(f"group {one.name}: {own or 'the same settings'} ({row['folders']})")
-        if len(one.seeds) > 1:
-            lines.append(f"  {SEVERAL_SEEDS}")
+        if note := _note(one):
+            lines.append(f"  {note}")
         if command := next_command([one]):
             lines.append(f"  as one: {command}")
     for members in ensembles(groups):
@@ -137,6 +138,14 @@ def next_command(groups: Sequence[Group]) -> str:
     parts = kept[0]["data.folds"] is not None and kept[0]["data.test_fraction"] == 0
     split = " --split out-of-fold" if parts or groups[0].is_cross_validation() else ""
     return f"uv run src/mlops_project/evaluate.py --checkpoint {shlex.join(paths)}{split}"
+
+
+def _note(one: Group) -> str:
+    """Why the runs of a group differ by more than training; or nothing."""
+    notes = [SEVERAL_SEEDS] if len(one.seeds) > 1 else []
+    if not one.had_same_images():
+        notes.append(OTHER_IMAGES)
+    return "; ".join(notes)
 
 
 def _names(groups: Sequence[Group]) -> str:
