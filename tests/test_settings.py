@@ -393,7 +393,8 @@ def test_a_multirun_is_every_combination(arguments: list[str], key: str, values:
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (b"a: &a [1]\nb: *a\n", "aliases"),  # of aliases of aliases, they fill the memory
+        # of aliases of aliases, they fill the memory
+        (b"a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]\n", "an alias"),
         ("é: 1\n".encode("latin-1"), "not text in UTF-8"),
         (b"[" * 5000, "nested too deeply"),
         (b"max_epochs: !!python/object/apply:os.getpid []\n", "could not determine a constructor"),

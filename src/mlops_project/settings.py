@@ -104,6 +104,8 @@ def _keys_of(group: str, name: str) -> set[str]:
     """The keys that the choice of a group's file names."""
     if group in _NAMED:
         return {f"{group}.name"}
+    if group != "experiment" and name == "default":  # which is chosen anyway
+        return set()
     return _keys_in(hydra_overrides.CONFIGS / group / f"{name}.yaml")
 
 
@@ -232,7 +234,7 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
 
     files = [path for group in GROUPS for path in hydra_overrides.files_of(group)]
     for path in [hydra_overrides.CONFIGS / "train.yaml", *files]:
-        _check_file(path)
+        checked_text(path)
     # The defaults alone: types are checked by `typed`, whose messages name the range.
     ConfigStore.instance().store(name="schema", node=to_container(Config()))
     GlobalHydra.instance().clear()
@@ -249,34 +251,43 @@ def _compose(overrides: list[str]) -> dict[str, Any]:
     return found
 
 
-def text_of(path: Path) -> str:
+def checked_text(path: Path) -> str:
     """What a file of settings holds.
 
     Raises:
-        InputError: it cannot be read, or is none.
+        InputError: it cannot be read, is no YAML, or has aliases within aliases.
     """
+    import yaml
+
     try:
         if path.stat().st_size > MAX_FILE_BYTES or not path.is_file():
             raise InputError(f"{path}: not a file of settings")
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        # Aliases of aliases of aliases, in a file of a kilobyte, fill the memory.
+        nested = "*" in text and _nests_aliases(yaml.parse(text))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not text in UTF-8 ({error.reason})") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _check_file(path: Path) -> None:
-    """Refuses a file of `configs/` that Hydra should not read."""
-    import yaml
-
-    text = text_of(path)
-    try:
-        # Hydra copies what an alias names: aliases of aliases of aliases, in a file of a kilobyte,
-        # fill the memory.
-        aliases = "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text))
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(
             f"{path}: not readable as YAML: {hydra_overrides.reason(error)}"
         ) from error
-    if aliases:
-        raise InputError(f"{path}: aliases (*name) are not supported: write the value out")
+    if nested:
+        raise InputError(f"{path}: an alias (*name) in what has a name itself: write the value out")
+    return text
+
+
+def _nests_aliases(events: Iterable[Any]) -> bool:
+    """Whether an alias lies within a list or mapping that has, or lies in what has, an anchor."""
+    import yaml
+
+    named = [False]
+    for event in events:
+        if isinstance(event, yaml.AliasEvent) and named[-1]:
+            return True
+        if isinstance(event, yaml.CollectionStartEvent):
+            named.append(named[-1] or event.anchor is not None)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            named.pop()
+    return False

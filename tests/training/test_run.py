@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -311,14 +312,17 @@ def test_the_command_to_go_on_is_one_line_in_a_narrow_terminal(
     )
     os.close(end)
     said, asked = b"", False
-    with suppress(OSError):  # as Linux tells the end of a terminal's output
-        while part := os.read(terminal, 2**16):
-            said += part
-            if b"epoch 2/" in said and not asked:
-                process.send_signal(signal.SIGINT)
-                asked = True
-    os.close(terminal)
-    assert process.wait(timeout=60) == 130, said
+    try:
+        with suppress(OSError):  # as Linux tells the end of a terminal's output
+            while select.select([terminal], [], [], 60)[0] and (part := os.read(terminal, 2**16)):
+                said += part
+                if b"epoch 2/" in said and not asked:
+                    process.send_signal(signal.SIGINT)
+                    asked = True
+        assert process.wait(timeout=60) == 130, said
+    finally:
+        process.kill()
+        os.close(terminal)
     last = Path("models/baseline_cnn/version_0/checkpoints/last.ckpt")
     resume = f"src/mlops_project/train.py training.resume_from_checkpoint={last}"
     assert re.search(rf"^To go on .*: uv run {re.escape(resume)}\r\n", said.decode(), re.M)
@@ -380,9 +384,10 @@ def test_several_runs_end_where_the_next_one_would_have_other_settings(
     )
     assert ended == 2, output
     told = output.splitlines()[-2:]
-    assert told[0].startswith("error: a file in configs/ was edited")
-    assert told[0].endswith(": training.label_smoothing=0.0 (now 0.1)")
-    assert told[1].startswith("1 of 2 runs were not started.")
+    assert told[0] == "error: training.label_smoothing=0.0 (now 0.1)"
+    assert told[1].startswith(
+        "A file in configs/ was edited meanwhile, and 1 of 2 runs were not started."
+    )
     assert Path("models/baseline_cnn/version_0/results.json").is_file()
     assert not Path("models/baseline_cnn/version_1").exists()
 

@@ -122,10 +122,7 @@ def inspect(path: Path, arguments: Sequence[str]) -> tuple[Sweep | None, Finding
     found.unknown(content, sections.TOP)
     method = sections.read_method(content.get("method"), found)
     sections.read_program(content.get("program"), found)
-    try:
-        parameters, wrong = read_parameters(content.get("parameters"))
-    except RecursionError:  # by an alias within what it stands for
-        raise InputError(f"{path}: parameters: nested without end") from None
+    parameters, wrong = read_parameters(content.get("parameters"))
     found.problems += wrong
     if any("parameters" in node for node in _dicts(content.get("parameters"))):
         found.notes.append(
@@ -225,7 +222,7 @@ def _load(path: Path) -> dict[Any, Any]:
 
     if not path.exists():
         raise InputError(f"{path}: no such file; configs/sweeps.yaml is an example")
-    text = settings.text_of(path)
+    text = settings.checked_text(path)
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:

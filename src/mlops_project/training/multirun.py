@@ -50,14 +50,26 @@ def _in_the_foreground() -> bool:
         os.close(terminal)
 
 
-def _check(config: Config) -> None:
+def _check(job: Sequence[str], config: Config) -> None:
     """Raises InputError for what a run would refuse before it begins to train."""
+    if config.training.resume_from_checkpoint not in (None, "", "auto"):
+        from mlops_project.training.resume import find_resume
+
+        config, _ = find_resume(config, settings.given(job))
+        folders.release()
     require_images(config)
     if config.training.optimizer.lower() not in ("adam", "adamw"):  # spares importing torch
         from mlops_project.training.optimizers import check_optimizer
 
         check_optimizer(config.training.optimizer)
     check_network(config.model, files=not config.training.resume_from_checkpoint)
+
+
+def _require_unedited(job: Sequence[str], config: Config) -> None:
+    """Raises InputError where `configs/`, which the run will read, makes it another one now."""
+    before, now = settings.shaping(config), settings.shaping(settings.load(job))
+    if changed := [f"{n}={before[n]} (now {now[n]})" for n in before if before[n] != now[n]]:
+        raise InputError(listed(changed))
 
 
 def _finished(config: Config) -> Path | None:
@@ -92,8 +104,8 @@ def checked_jobs(arguments: Sequence[str]) -> list[Job]:
             found after hours.
     """
     jobs = [(job, settings.load(job)) for job in hydra_overrides.expand(arguments)]
-    for _, config in jobs:
-        _check(config)
+    for job, config in jobs:
+        _check(job, config)
     return jobs
 
 
@@ -120,14 +132,15 @@ def run_each(jobs: Sequence[Job], done: list[Path]) -> int:
             print(f"[{number}/{len(jobs)}] done already: {folder}/", flush=True)
             done.append(folder)
             continue
-        before, now = settings.shaping(config), settings.shaping(settings.load(job))
-        changed = [f"{n}={before[n]} (now {now[n]})" for n in before if before[n] != now[n]]
-        if changed:
+        try:
+            _require_unedited(job, config)
+        except InputError as error:
+            left = len(jobs) + 1 - number
             raise InputError(
-                f"a file in configs/ was edited meanwhile: {listed(changed)}\n"
-                f"{len(jobs) + 1 - number} of {len(jobs)} runs were not started. Once it is as it "
-                "was, training.resume_from_checkpoint=auto repeats none that is finished."
-            )
+                f"{error}\nA file in configs/ was edited meanwhile, and {left} of {len(jobs)} runs "
+                "were not started. Once it is as it was, training.resume_from_checkpoint=auto "
+                "repeats none that is finished."
+            ) from error
         print(f"[{number}/{len(jobs)}] {' '.join(job)}", flush=True)
         code = _run([sys.executable, str(PROGRAM), *job])
         if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
