@@ -240,3 +240,13 @@ def test_balanced_weights_give_each_class_the_same_say() -> None:
     weights = balanced_class_weights(labels, 3)
     np.testing.assert_allclose(np.bincount(labels) * weights, 100 / 3)
     assert weights[labels].mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_losses_and_weights_are_float32_where_a_step_is_not(shares: bool) -> None:
+    logits, labels = torch.randn(6, 3).bfloat16(), torch.arange(6) % 3
+    loss = ClassificationLoss(class_weights=np.array([0.3, 1.7, 2.9]))
+    targets = shares_of(torch.randn(6, 3)) if shares else labels
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, weights = loss(logits, targets)
+    assert losses.dtype == weights.dtype == torch.float32

@@ -110,11 +110,16 @@ def test_the_run_stops_at_the_step_with_its_images_and_goes_on_from_the_one_befo
     assert {split[name] for name in named} == {"train"}
 
 
+@pytest.mark.parametrize("clipping", [(), ("gradient_clip_val=9", "gradient_clip_algorithm=value")])
 def test_a_skipped_step_changes_nothing_and_is_counted(
-    train_here: Any, overflow: Callable[[set[int]], None], capfd: pytest.CaptureFixture[str]
+    clipping: tuple[str, ...],
+    train_here: Any,
+    overflow: Callable[[set[int]], None],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     overflow({4})
-    result: Result = train_here("training.on_nonfinite=skip", "training.max_epochs=1")
+    words = ["training.max_epochs=1", *(f"training.{word}" for word in clipping)]
+    result: Result = train_here("training.on_nonfinite=skip", *words)
     assert "gradients of step 5 are not finite: skipped (1 of at most 10)" in capfd.readouterr().err
     last = load_checkpoint(RUN / "checkpoints/last.ckpt")
     assert last["callbacks"]["NonFinite"] == {"skipped": 1}
@@ -122,7 +127,7 @@ def test_a_skipped_step_changes_nothing_and_is_counted(
     assert all(v.isfinite().all() for v in before.values() if v.is_floating_point())
     assert result.best["train_loss"] > 0
     # The last of the epoch's five steps was skipped: the one before it is all that is saved.
-    shorter: Result = train_here("training.limit_train_batches=4", "training.max_epochs=1")
+    shorter: Result = train_here("training.limit_train_batches=4", *words)
     assert shorter.folder is not None
     four = load_checkpoint(shorter.folder / "checkpoints/last.ckpt")["state_dict"]
     for name, value in four.items():

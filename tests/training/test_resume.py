@@ -135,6 +135,10 @@ def test_a_changed_setting_is_named_and_refused_unless_it_is_allowed(
     )
     rates = pd.read_csv(RUN / "metrics.csv")["learning_rate"].tolist()
     assert rates == [0.001, 0.001, 0.0005]
+    kept = (RUN / "results.json").read_bytes(), LAST.read_bytes()
+    with pytest.raises(InputError, match=r"its 3 epochs are done.*training\.learning_rate"):
+        train_here(resume[0], "model.learning_rate=0.1", "training.allow_changes=true", plain=True)
+    assert ((RUN / "results.json").read_bytes(), LAST.read_bytes()) == kept
 
 
 def test_what_a_file_of_the_training_s_settings_says_counts_where_a_run_goes_on(

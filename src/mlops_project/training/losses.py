@@ -72,7 +72,8 @@ class ClassificationLoss(nn.Module):
             return losses, torch.ones_like(losses)
         if targets.ndim == 1:
             return losses, self.class_weights[targets]
-        return losses, targets.to(self.class_weights) @ self.class_weights
+        # Not as a product of matrices, which autocast would take in bfloat16.
+        return losses, (targets * self.class_weights).sum(dim=1)
 
     def _focal(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         log_p = F.log_softmax(logits, dim=1)

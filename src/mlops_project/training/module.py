@@ -95,7 +95,8 @@ class LesionClassifier(pl.LightningModule):
             count_batches_once(self.network)
 
     def on_train_start(self) -> None:
-        self._look_at_the_clock()  # a run that goes on within an epoch does not start it again
+        # A run that goes on within an epoch does not start it again.
+        self.side = side_in(self.current_epoch, self.config, self.used_before)
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, Schedule):
                 config.scheduler.refresh()  # by the clock
@@ -205,8 +206,21 @@ class LesionClassifier(pl.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # PyTorch clips no empty list by value, as a step that is skipped has it.
+        if any(p.grad is not None for p in self.parameters()):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[ENTRY] = self.metadata
+        checkpoint[ENTRY] = {**self.metadata, "used_before": self.used_before}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.used_before = checkpoint[ENTRY].get("used_before", 0.0)
 
 
 def build_module(

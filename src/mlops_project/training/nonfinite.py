@@ -52,7 +52,7 @@ class NonFinite(Callback):
     ) -> None:
         self.options, self.data = options, data
         self.folder = folder  # the other processes learn of it in `setup`
-        self._bad_loss = False  # in this step, with on_nonfinite=skip
+        self._bad_rows: torch.Tensor | None = None  # of a loss of this step that is not finite
         self.skipped = 0  # steps of the run
         self._losses = Arrivals()
         self._buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -67,7 +67,7 @@ class NonFinite(Callback):
     ) -> None:
         self._rows = batch[3]
         if self.skips and batch_idx % trainer.accumulate_grad_batches == 0:
-            self._bad_loss = False
+            self._bad_rows = None
             self._buffers = [(b, b.clone()) for b in pl_module.buffers() if b.is_floating_point()]
 
     def on_before_backward(
@@ -90,7 +90,7 @@ class NonFinite(Callback):
         for step, loss in self._losses.take(wait=wait):
             if math.isfinite(loss):
                 continue
-            self._bad_loss = True
+            self._bad_rows = step.rows
             if not self.skips:
                 raise self._failure(
                     f"the loss of step {step.step + 1} is not finite", step.learning_rate, step.rows
@@ -106,7 +106,7 @@ class NonFinite(Callback):
         if torch.nn.utils.get_total_norm(gradients).isfinite():
             return
         # But a loss is each process's own, and all of them have to count the same steps.
-        bad_loss = trainer.strategy.reduce_boolean_decision(self._bad_loss, all=False)
+        bad_loss = trainer.strategy.reduce_boolean_decision(self._bad_rows is not None, all=False)
         for buffer, before in self._buffers:
             buffer.copy_(before)
         if getattr(trainer.precision_plugin, "scaler", None) is None:
@@ -116,13 +116,14 @@ class NonFinite(Callback):
             return
         self.skipped += 1
         rate = float(optimizer.param_groups[0]["lr"])
+        rows = self._rows if self._bad_rows is None else self._bad_rows
         text = f"the gradients of step {trainer.global_step + 1} are not finite"
         if self.skipped > self.options.max_skipped_steps:
-            raise self._failure(f"{text}, after {self.skipped - 1} skipped steps", rate, self._rows)
+            raise self._failure(f"{text}, after {self.skipped - 1} skipped steps", rate, rows)
         log.warning(
             "%s: skipped (%d of at most %d); learning rate %.3g, last batch: %s",
             *(text, self.skipped, self.options.max_skipped_steps, rate),
-            self._names(self._rows),
+            self._names(rows),
         )
 
     def refuse(self, split: str, rows: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from mlops_project.data.datamodule import HAM10000DataModule
 from mlops_project.data.splits import UNUSED, split_hash
 from mlops_project.errors import InputError
 from mlops_project.files import link_or_copy, remove_unfinished
+from mlops_project.printable import listed
 from mlops_project.training import folders, logs
 from mlops_project.training.changed_settings import check_changes, differences, merged
 from mlops_project.training.checkpoints import ENTRY, LAST, load_checkpoint
@@ -190,8 +191,9 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
     resume = open_resume(wanted)
     before, path = resume.facts["config"], resume.path
     own = settings.from_container(before)
+    changed = differences(config, given, before)
     check_changes(
-        differences(config, given, before),
+        changed,
         path,
         allowed=config.training.allow_changes,
         within_epoch=resume.within_epoch,
@@ -204,6 +206,12 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
         raise InputError(
             f"training.max_epochs={result.training.max_epochs}: {path} has "
             f"{resume.epochs_done} behind it"
+        )
+    if changed and result.training.max_epochs == resume.epochs_done:
+        raise InputError(
+            f"{path}: its {resume.epochs_done} epochs are done, and nothing would be trained with "
+            f"{listed(sorted(changed))}\nA larger training.max_epochs goes on with the change; "
+            f"model.init_from={path} starts a new run with it."
         )
     same = settings.shaping(result) == settings.shaping(own)
     if given is not None and not same and resume.has_later_epochs:

@@ -139,7 +139,8 @@ def abandon() -> None:
     """Ends a run that did not come to its end; what it has logged is kept."""
     import wandb
 
-    with suppress(OSError):  # it has ended already
+    # It has ended already; or it waits for its server, and somebody does not wait for that.
+    with suppress(OSError, KeyboardInterrupt):
         if wandb.run is not None:
             wandb.finish(exit_code=1)
 
