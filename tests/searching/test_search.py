@@ -161,6 +161,7 @@ def test_what_a_search_leaves(
     assert again.splitlines()[-1] == done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_search_ends_where_its_next_trial_would_have_other_settings(
     tiny: tuple[str, ...],
     start: Start,

@@ -373,6 +373,7 @@ def test_the_end_of_several_runs_is_passed_on_to_the_one_that_is_running(disturb
     assert not Path("models/baseline_cnn/version_1").exists()
 
 
+@pytest.mark.slow
 def test_several_runs_end_where_the_next_one_would_have_other_settings(
     disturb: Any, own_configs: Path
 ) -> None:
