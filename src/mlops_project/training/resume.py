@@ -27,6 +27,8 @@ from mlops_project.training.unfinished import newest_unfinished
 
 log = logging.getLogger("mlops_project")
 
+# Where a run is trained and tested; a finished one may repeat its test elsewhere.
+WHERE = settings.FASTEST | {"training.accelerator", "training.devices", "training.strategy"}
 POSITION = "HAM10000DataModule"  # where a checkpoint keeps the place in the order of the batches
 
 
@@ -207,10 +209,11 @@ def find_resume(config: Config, given: frozenset[str] | None) -> tuple[Config, R
             f"training.max_epochs={result.training.max_epochs}: {path} has "
             f"{resume.epochs_done} behind it"
         )
-    if changed and result.training.max_epochs == resume.epochs_done:
+    others = changed.keys() - WHERE
+    if others and result.training.max_epochs == resume.epochs_done:
         raise InputError(
             f"{path}: its {resume.epochs_done} epochs are done, and nothing would be trained with "
-            f"{listed(sorted(changed))}\nA larger training.max_epochs goes on with the change; "
+            f"{listed(sorted(others))}\nA larger training.max_epochs goes on with the change; "
             f"model.init_from={path} starts a new run with it."
         )
     same = settings.shaping(result) == settings.shaping(own)
