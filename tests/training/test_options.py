@@ -304,6 +304,37 @@ def test_images_grow_from_epoch_to_epoch(run_here: Train) -> None:
     assert set(evaluated) == {32, 48, 64}
 
 
+def test_images_keep_their_size_within_an_epoch_that_goes_on(
+    run_here: Train, pass_time: Callable[[float], None]
+) -> None:
+    seen: list[int] = []
+
+    def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, ResNet) and module.training:
+            if len(seen) == 8:  # of five batches an epoch
+                seen.append(0)
+                raise RuntimeError("stopped within the second epoch")
+            seen.append(inputs[0].shape[-1])
+            pass_time(1.5 * 3600)
+
+    options = ("data.image_size=64", "data.start_size=32", "training.max_time=01:00:00:00")
+    handle = register_module_forward_pre_hook(watch)
+    try:
+        with pytest.raises(RuntimeError, match="within the second epoch"):
+            run_here(
+                *(*SMALL_RESNET, *options, "data.batch_size=16", "training.max_epochs=10"),
+                "training.checkpoint_every_n_steps=1",
+            )
+        run_here(
+            *(*SMALL_RESNET, *options, "data.batch_size=16", "training.max_epochs=10"),
+            *("training.checkpoint_every_n_steps=1", "training.resume_from_checkpoint=auto"),
+        )
+    finally:
+        handle.remove()
+    assert seen[:8] == [32] * 5 + [48] * 3
+    assert seen[9:12] == [48, 48, 64]
+
+
 def test_images_are_full_grown_when_the_time_is_over() -> None:
     """Else the network would be evaluated at a size that it has never seen."""
     config = settings.load(["data.image_size=192", "data.start_size=96", "training.max_epochs=12"])
