@@ -90,11 +90,9 @@ def _show_decisions(console: Any, facts: dict[str, Any]) -> None:
     if "calibration" not in facts:
         return
     where = "the other folds" if "folds" in facts["calibration"] else "validation"
+    title = f"thresholds of calibrated probabilities, chosen on {where}"
     table = Table(
-        title=f"thresholds of calibrated probabilities, chosen on {where}",
-        box=SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
+        title=title, min_width=len(title), box=SIMPLE, pad_edge=False, collapse_padding=True
     )
     ratios = ("sensitivity", "specificity", "ppv", "npv") if "metrics" in facts else ()
     for column in ("question", "threshold", *map(label, ratios)):
