@@ -112,6 +112,7 @@ def test_what_a_file_of_the_training_or_of_wandb_sets_is_given_as_well(
         (["training='long'", "wandb=mine", "data.mixup=1"], long | {"wandb.tags", "data.mixup"}),
         (["experiment=mine"], long | {"seed"}),
         (["model=resnet", "data=demo"], {"model.name", "data.name"}),
+        (["training=default", "wandb=default"], set()),  # which are chosen anyway
     ):
         settings.load(words)
         assert settings.given(words) == named

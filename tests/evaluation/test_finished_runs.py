@@ -34,6 +34,7 @@ from mlops_project.evaluation.presentation.runs_page import (
     SEVERAL_SEEDS,
     next_command,
     show,
+    show_new,
     write_comparison,
 )
 from mlops_project.evaluation.report import evaluate
@@ -69,6 +70,17 @@ def test_several_runs_of_one_command_are_summed_up(folds: tuple[Path, str]) -> N
     assert "--split out-of-fold" in printed
     assert summary["settings"].nunique() == 1  # by which repetitions are found together
     assert summary["fold"].tolist() == [0, 1]
+
+
+def test_runs_that_have_ended_are_summed_up_where_the_next_one_is_refused(
+    folds: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folds[0])
+    shown = show_new()
+    shown.__enter__().extend(sorted(Path("models/baseline_cnn").glob("version_*")))
+    refused = InputError("a file was edited")
+    assert not shown.__exit__(type(refused), refused, None)
+    assert "--split out-of-fold" in capsys.readouterr().out
 
 
 def test_each_lesion_is_in_one_validation_fold_and_is_evaluated_once(

@@ -135,6 +135,31 @@ def test_a_skipped_step_changes_nothing_and_is_counted(
             assert torch.equal(value, before[name]), name
 
 
+def test_the_images_of_the_bad_batch_are_named_where_batches_are_accumulated(
+    train_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = LesionClassifier.on_after_batch_transfer
+    rows: list[torch.Tensor] = []
+
+    def overflowing(self: Any, batch: Any, dataloader_idx: int) -> Any:
+        images, *rest = prepare(self, batch, dataloader_idx)
+        if self.trainer.training:
+            rows.append(batch[2])
+        first = self.trainer.training and len(rows) % 2 == 1  # of the two of a step
+        return images * 1e38 * 1e38 if first else images, *rest
+
+    monkeypatch.setattr(LesionClassifier, "on_after_batch_transfer", overflowing)
+    with pytest.raises(ProjectError, match="after 1 skipped steps") as caught:
+        train_here(
+            *("training.on_nonfinite=skip", "training.max_skipped_steps=1"),
+            *("training.accumulate_grad_batches=2", "data.batch_size=2"),
+        )
+    names = sorted(pd.read_csv(RUN / "split.csv")["image_id"])
+    expected = {names[int(row) % len(names)] for row in rows[2]}
+    named = {word.strip(",.") for word in str(caught.value).split() if word.startswith("SYN_")}
+    assert named == expected
+
+
 def test_skipping_has_an_end(train_here: Any, overflow: Callable[[set[int]], None]) -> None:
     overflow(set(range(1, 100)))
     with pytest.raises(ProjectError, match="after 2 skipped steps"):

@@ -28,6 +28,7 @@ from mlops_project.training.checkpoints import (
     load_checkpoint,
 )
 from mlops_project.training.folders import new_run_folder, release
+from mlops_project.training.multirun import checked_jobs
 from mlops_project.training.resume import find_resume, open_resume
 from mlops_project.training.run import Result, train
 
@@ -303,6 +304,18 @@ def test_a_run_that_is_only_branched_off_is_free_for_others(train_here: Train) -
         assert other.returncode == 0, other.stderr
     finally:
         release()
+
+
+def test_each_of_several_runs_from_one_checkpoint_is_checked_before_the_first(
+    train_here: Train,
+) -> None:
+    train_here("training.max_epochs=1", once=True)
+    words = (f"training.resume_from_checkpoint={LAST}", "training.allow_changes=true")
+    longer = (*words, "training.max_epochs=3", "training.max_time=none,01:00:00:00")
+    assert len(checked_jobs(longer)) == 2
+    for last, told in (("model.num_classes=2,7", "num_classes"), ("data.fold=0,7", "data.folds")):
+        with pytest.raises(InputError, match=told):
+            checked_jobs([*longer, last])
 
 
 def test_a_loss_does_not_change_where_the_best_epoch_is_chosen_by_it(train_here: Train) -> None:

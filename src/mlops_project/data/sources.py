@@ -99,7 +99,7 @@ def read_source(folder: str | os.PathLike[str], *, unlabelled: bool = False) -> 
         layout, tables, places = recognise(folder)
     except NoLayout:
         places = _pictures_first(folder)
-        if not unlabelled or not any(True for _ in find_images(places)):
+        if not unlabelled or not any(find_images(places)):
             raise
         tables = _tables_without_diagnoses(folder)
         if len(tables) > 1:

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mlops_project.errors import InputError
 from mlops_project.evaluation.finished_runs import (
     METRICS,
     Group,
@@ -119,16 +118,12 @@ def show_new() -> Iterator[list[Path]]:
         A list for the folders of earlier runs that are to be shown as well.
     """
     before, also = set(finished()), list[Path]()
-    refused = None
     try:
         yield also
-    except InputError as error:  # of the next run; those before it have ended well
-        refused = error
-    new = [folder for folder in finished() if folder not in before or folder in also]
-    if len(whole := read_whole(new)) > 1:
-        show(group(whole))
-    if refused:
-        raise refused
+    finally:  # also where the next run was refused
+        new = [folder for folder in finished() if folder not in before or folder in also]
+        if len(whole := read_whole(new)) > 1:
+            show(group(whole))
 
 
 def next_command(groups: Sequence[Group]) -> str:
